@@ -1,0 +1,20 @@
+"""Batch normalization for JAX and Flax: one batch, one answer, however it is split."""
+
+from jaxbn.batch_norm import batch_norm, normalize_batch
+from jaxbn.merge import merge_moments
+from jaxbn.moments import batch_moments
+from jaxbn.normalize import normalize
+from jaxbn.running import init, update_batch_stats
+from jaxbn.types import Moments
+
+__all__ = [
+    "Moments",
+    "batch_moments",
+    "batch_norm",
+    "init",
+    "merge_moments",
+    "normalize",
+    "normalize_batch",
+    "update_batch_stats",
+]
+__version__ = "0.1.0"

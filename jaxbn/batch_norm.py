@@ -1,0 +1,194 @@
+"""Batch norm: moments, normalization and the running statistics, put together."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn import checks
+from jaxbn.activations import check_activation
+from jaxbn.axes import expand_mask, feature_axes, reduction_axes
+from jaxbn.merge import Reduction, merge_stacked
+from jaxbn.moments import shifted_moments
+from jaxbn.normalize import normalize, normalize_centred
+from jaxbn.running import update_batch_stats
+from jaxbn.sync import check_axis_name, check_groups
+from jaxbn.types import Activation, AxisIndexGroups, AxisName, Axes, BatchStats, Moments, Momentum, Params
+
+
+def batch_norm(
+    params: Params,
+    batch_stats: BatchStats,
+    x: jax.Array,
+    *,
+    use_running_average: bool,
+    axis: Axes = -1,
+    momentum: Momentum = 0.99,
+    epsilon: float = 1e-5,
+    dtype=None,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    virtual_batch_size: int | None = None,
+    use_fast_variance: bool = True,
+    unbiased: bool = False,
+    activation: Activation | None = None,
+    residual: jax.Array | None = None,
+) -> tuple[jax.Array, BatchStats]:
+    """Normalizes `x` with the statistics of the batch, or with the running ones, and returns it with the new state.
+
+    Args:
+      params: {'scale': [C], 'bias': [C]}; a key that is absent is not used.
+      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [], as `jaxbn.init` makes them.
+      x: [..., C] float or complex, the feature axis or axes anywhere.
+      use_running_average: False in training: normalize with the batch and update the state. True in evaluation:
+        normalize with `batch_stats` and return it as it is.
+      axis: the feature axis or axes.
+      momentum: weight of the old statistics, in [0, 1]: a number, a traced scalar, a callable of
+        `batch_stats['count']`, or `None` for the exact cumulative average.
+      epsilon: added to the variance, > 0, in its unit.
+      dtype: of `y`; that of `x` where None.
+      mask: boolean (True counts) or non-negative weights, broadcasts to `x`. A constant: no gradient flows into it.
+        What it leaves out is normalized like the rest (a non-finite value as if it were 0) and changes nothing else.
+      axis_name: mapped axis or axes (of `vmap`, `pmap`, `shard_map`) that hold the rest of the batch.
+      axis_index_groups: a partition of the indices of that axis; each group is a batch of its own.
+      virtual_batch_size: consecutive chunks of that many examples are normalized by themselves (ghost batch norm);
+        examples lie along the first axis that is not a feature axis.
+      use_fast_variance: False reads `x` once more for its exact mean before the variance, for one collective more.
+      unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
+      activation: applied to the result in the same pass: 'relu', 'leaky_relu', 'relu6', 'silu', 'gelu', 'tanh',
+        'sigmoid', or an elementwise callable.
+      residual: of the shape of `x` and the dtype of `y`, added before the activation.
+
+    Returns:
+      `y` of the shape of `x`, and `batch_stats` with the keys, shapes and dtypes of the old one. A channel without any
+      example is normalized with the running statistics and keeps them; one that is not finite keeps them too.
+
+    Raises:
+      ValueError, TypeError: an argument breaks one of the rules above; the message names it, the rule and what came.
+
+    References:
+      Ioffe & Szegedy 2015, "Batch normalization", algorithms 1 and 2, section 3; Hoffer et al. 2017, section 3, for
+      virtual batches.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbn
+      >>> params, batch_stats = jaxbn.init(2)
+      >>> x = jnp.array([[0.0, 5.0], [2.0, 5.0]])
+      >>> y, batch_stats = jaxbn.batch_norm(params, batch_stats, x, use_running_average=False, momentum=0.9)
+      >>> y.round(3).tolist(), batch_stats["mean"].round(3).tolist()
+      ([[-1.0, 0.0], [1.0, 0.0]], [0.10000000149011612, 0.5])
+    """
+    checks.check_static_bool(use_running_average, "use_running_average")
+    if use_running_average:
+        checks.check_batch_stats(batch_stats)
+        y = normalize(
+            params, x, batch_stats["mean"], batch_stats["var"],
+            axis=axis, epsilon=epsilon, dtype=dtype, activation=activation, residual=residual,
+        )  # fmt: skip
+        return y, batch_stats
+    checks.check_batch_stats(batch_stats)
+    checks.check_momentum(momentum, batch_stats)
+    y, moments = normalize_batch(
+        params, batch_stats, x,
+        axis=axis, epsilon=epsilon, dtype=dtype, mask=mask,
+        axis_name=axis_name, axis_index_groups=axis_index_groups, virtual_batch_size=virtual_batch_size,
+        use_fast_variance=use_fast_variance, activation=activation, residual=residual,
+    )  # fmt: skip
+    return y, update_batch_stats(batch_stats, moments, momentum=momentum, unbiased=unbiased)
+
+
+def normalize_batch(
+    params: Params,
+    batch_stats: BatchStats,
+    x: jax.Array,
+    *,
+    axis: Axes = -1,
+    epsilon: float = 1e-5,
+    dtype=None,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    virtual_batch_size: int | None = None,
+    use_fast_variance: bool = True,
+    activation: Activation | None = None,
+    residual: jax.Array | None = None,
+) -> tuple[jax.Array, Moments]:
+    """The training half of `batch_norm`, with the moments of the batch instead of the new state.
+
+    For gradient accumulation: merge the moments of a step's microbatches with `jaxbn.merge_moments`, and commit them
+    once with `jaxbn.update_batch_stats`. The arguments are those of `jaxbn.batch_norm`; `batch_stats` is read only.
+
+    Returns:
+      `y` of the shape of `x`, and the `jaxbn.Moments` of the batch: of all of it, where it is split over devices or
+      virtual batches.
+
+    Raises:
+      ValueError, TypeError: as `jaxbn.batch_norm`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbn
+      >>> params, batch_stats = jaxbn.init(1)
+      >>> _, first = jaxbn.normalize_batch(params, batch_stats, jnp.array([[1.0], [3.0]]))
+      >>> _, second = jaxbn.normalize_batch(params, batch_stats, jnp.array([[5.0]]))
+      >>> moments = jaxbn.merge_moments(first, second)
+      >>> moments.count.item(), moments.mean.item()
+      (3.0, 3.0)
+    """
+    x = checks.check_input(x)
+    axes = feature_axes(axis, x.ndim)
+    scale, bias = checks.check_params(params, x, axes)
+    checks.check_batch_stats(batch_stats, x, axes)
+    dtype = checks.check_output_dtype(dtype, x, scale, bias)
+    names = check_axis_name(axis_name)
+    reduction = Reduction(axes, names, check_groups(axis_index_groups, names), not use_fast_variance)
+    return _train(
+        scale,
+        bias,
+        batch_stats["mean"],
+        batch_stats["var"],
+        x,
+        checks.check_mask(mask, x),
+        checks.check_residual(residual, x, dtype),
+        reduction=reduction,
+        chunk=checks.check_virtual_batch_size(virtual_batch_size, names, x, axes),
+        epsilon=checks.check_epsilon(epsilon),
+        dtype=dtype,
+        activation=check_activation(activation),
+    )
+
+
+@functools.partial(jax.jit, inline=True, static_argnames=("reduction", "chunk", "epsilon", "dtype", "activation"))
+def _train(scale, bias, mean, var, x, mask, residual, *, reduction, chunk, epsilon, dtype, activation):
+    if mask is not None:
+        # A NaN would outlive its weight of zero in the transpose: 0 * NaN is NaN.
+        counts = expand_mask(mask, x.ndim) > 0
+        x = jnp.where(counts | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
+
+    def one_batch(x, mask, residual):
+        pivot, shifted = shifted_moments(reduction, x, mask, mean)
+        centre, batch_var = (pivot, shifted.mean), shifted.var
+        if mask is not None:
+            empty = shifted.count == 0
+            centre = tuple(jnp.where(empty, r, c) for r, c in zip((mean, jnp.zeros_like(mean)), centre, strict=True))
+            batch_var = jnp.where(empty, var, batch_var)
+        y = normalize_centred(scale, bias, x, centre, batch_var, residual, reduction.axes, epsilon, dtype, activation)
+        return y, shifted._replace(mean=pivot + shifted.mean)
+
+    if chunk is None:
+        return one_batch(x, mask, residual)
+    return _over_chunks(one_batch, reduction_axes(reduction.axes, x.ndim)[0], chunk, x, mask, residual)
+
+
+def _over_chunks(one_batch, axis: int, chunk: int, x, mask, residual):
+    """Virtual batches: `one_batch` for each chunk by itself, and the moments of all of them."""
+
+    def split(v):
+        if v is None or v.shape[axis] == 1:
+            return v, None
+        return v.reshape(v.shape[:axis] + (-1, chunk) + v.shape[axis + 1 :]), axis
+
+    mask = None if mask is None else expand_mask(mask, x.ndim)
+    (chunks, a), (mask, b), (residual, c) = split(x), split(mask), split(residual)
+    y, moments = jax.vmap(one_batch, in_axes=(a, b, c), out_axes=(axis, 0))(chunks, mask, residual)
+    return y.reshape(x.shape), merge_stacked(moments)

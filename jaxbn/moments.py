@@ -1,0 +1,215 @@
+"""Moments: the statistics of a batch, and how two of them merge.
+
+`Moments` are computed about a pivot: those of `x - pivot`, with a pivot near the mean. Squaring small numbers instead of
+large ones keeps the variance accurate at any offset, and the mean, kept as `pivot + delta`, is known to more digits than
+one float holds.
+"""
+
+import functools
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
+
+from jaxbn import checks, sync
+from jaxbn.axes import expand, feature_axes, expand_mask, num_rows, reduction_axes
+from jaxbn.merge import (
+    Reduction,
+    abs_squared,
+    accumulator,
+    all_sum_pair,
+    conj_times,
+    divide,
+    merge_across_devices,
+    real_dtype,
+)
+from jaxbn.program import spans_one_device
+from jaxbn.types import Axes, AxisIndexGroups, AxisName, Moments
+
+
+MOMENTS = "batch_moments"
+"""The name under which `jax.checkpoint` policies find the moments of a batch."""
+
+
+def batch_moments(
+    x: jax.Array,
+    *,
+    axis: Axes = -1,
+    mask: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisIndexGroups | None = None,
+    use_fast_variance: bool = True,
+    pivot: jax.Array | None = None,
+) -> Moments:
+    """Count, mean and variance of each channel of a batch, however it is split.
+
+    Args:
+      x: [..., C] float or complex.
+      axis: the feature axis or axes.
+      mask: boolean (True counts) or non-negative weights, broadcasts to `x`; a constant for derivatives.
+      axis_name: mapped axis or axes that hold the rest of the batch.
+      axis_index_groups: a partition of the indices of that axis; each group is a batch of its own.
+      use_fast_variance: False reads `x` once more for its exact mean before the variance, for one collective more.
+      pivot: [C], a value near the mean (the running mean, say), used in a program over several devices, where one
+        from the data would cost a collective.
+
+    Returns:
+      `Moments`: count [] (or [C], where the mask differs between channels), mean [C], var [C], at least float32.
+      Where there is no example all three are 0.
+
+    Raises:
+      ValueError, TypeError: an argument breaks one of the rules above.
+
+    References:
+      Ioffe & Szegedy 2015, "Batch normalization", algorithm 1; Chan, Golub & LeVeque 1983, "Algorithms for computing
+      the sample variance", for the shift.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbn
+      >>> moments = jaxbn.batch_moments(jnp.array([[1.0], [3.0], [9.0]]), mask=jnp.array([[True], [True], [False]]))
+      >>> moments.count.item(), moments.mean.tolist(), moments.var.tolist()
+      (2.0, [2.0], [1.0])
+    """
+    x = checks.check_input(x)
+    axes = feature_axes(axis, x.ndim)
+    names = sync.check_axis_name(axis_name)
+    groups = sync.check_groups(axis_index_groups, names)
+    if pivot is not None:
+        checks.check_vectors({"pivot": pivot}, "", x, axes)
+    return _moments(
+        x, checks.check_mask(mask, x), pivot, reduction=Reduction(axes, names, groups, not use_fast_variance)
+    )
+
+
+@functools.partial(jax.jit, inline=True, static_argnames="reduction")
+def _moments(x, mask, hint, *, reduction):
+    pivot, shifted = shifted_moments(reduction, x, mask, hint)
+    return shifted._replace(mean=pivot + shifted.mean)
+
+
+def _sums(arrays, axes: tuple[int, ...]) -> list[jax.Array]:
+    """Each array, summed to [C]."""
+    return [a.sum(reduction_axes(axes, a.ndim)) for a in arrays]
+
+
+def _weights(mask: jax.Array | None, ndim: int, dtype) -> jax.Array | None:
+    return None if mask is None else expand_mask(mask, ndim).astype(real_dtype(dtype))
+
+
+def _count(x: jax.Array, weights: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
+    """Number of values (sum of weights) a channel: [] where all channels have the same, else [C]."""
+    dtype = real_dtype(accumulator(x.dtype))
+    if weights is None:
+        return jnp.asarray(num_rows(x, axes), dtype)
+    repeats = 1
+    for a in reduction_axes(axes, x.ndim):
+        repeats *= x.shape[a] // weights.shape[a]
+    (count,) = _sums([weights], axes)
+    count = count * jnp.asarray(repeats, dtype)
+    if all(weights.shape[a] == 1 for a in axes):
+        return count.reshape(())
+    return jnp.broadcast_to(count, tuple(x.shape[a] for a in axes))
+
+
+def _weigh(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """`weights * values`, where NaN under a weight of zero is zero."""
+    if weights is None:
+        return values
+    return jnp.where(weights > 0, weights.astype(values.dtype) * values, jnp.zeros((), values.dtype))
+
+
+def _mean(x: jax.Array, weights: jax.Array | None, reduction: Reduction) -> jax.Array:
+    (total,) = _sums([_weigh(x, weights)], reduction.axes)
+    count = _count(x, weights, reduction.axes)
+    if reduction.names:
+        count = jnp.broadcast_to(count, total.shape).astype(total.dtype)
+        total, count = sync.all_sum(jnp.stack([total, count]), reduction.names, reduction.groups)
+    return divide(total, count.real)
+
+
+def _mean_of_some_rows(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Mean of up to eight rows, spread over the first reduction axis: close to the mean, and almost nothing to read."""
+    for i, a in enumerate(reduction_axes(axes, x.ndim)):
+        if i == 0:
+            x = lax.slice_in_dim(x, 0, None, max(1, x.shape[a] // 8), axis=a)
+            x = lax.slice_in_dim(x, 0, min(8, x.shape[a]), axis=a)
+        else:
+            x = lax.slice_in_dim(x, x.shape[a] // 2, x.shape[a] // 2 + 1, axis=a)
+    return x.astype(accumulator(x.dtype)).mean(reduction_axes(axes, x.ndim))
+
+
+def _pivot(x: jax.Array, weights: jax.Array | None, hint: jax.Array | None, reduction: Reduction) -> jax.Array:
+    """A value near the mean, [C], of which nothing but that is asked.
+
+    On one device it comes from the data: it is right from the first step on. In a program over several devices that
+    would cost a collective of its own, and `hint` (the running mean) stands in.
+    """
+    wide = x.astype(accumulator(x.dtype))
+    if reduction.two_pass:
+        return _mean(wide, weights, reduction)
+    local = reduction._replace(names=(), groups=None)
+    if weights is not None:
+        pivot = _mean(wide, weights, local)
+    else:
+        # Every sum is a kernel of its own on a CPU: the exact mean costs no more there than the sum about a pivot.
+        pivot = lax.platform_dependent(
+            x,
+            cpu=lambda x: _mean(x.astype(wide.dtype), None, local),
+            default=lambda x: _mean_of_some_rows(x, reduction.axes),
+        )
+    # A non-finite pivot would spread from its own row to the channel; the sums tell of it anyway.
+    pivot = jnp.where(jnp.isfinite(pivot), pivot, jnp.zeros((), pivot.dtype))
+    return pivot if hint is None else jnp.where(spans_one_device(), pivot, hint)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def shifted_moments(
+    reduction: Reduction, x: jax.Array, mask: jax.Array | None, hint: jax.Array | None
+) -> tuple[jax.Array, Moments]:
+    """A pivot [C] and the moments of `x - pivot`, over the reduction axes and the mapped axes.
+
+    The derivative is closed: d mean = E[dx], d var = 2 E[Re conj(x - mean) dx]. The pivot and the mask are constants.
+    """
+    weights = _weights(mask, x.ndim, accumulator(x.dtype))
+    pivot = _pivot(x, weights, hint, reduction)
+    count = _count(x, weights, reduction.axes)
+    centred = x.astype(pivot.dtype) - expand(pivot, reduction.axes, x.ndim)
+    centred = _weigh(centred, None if weights is None else (weights > 0).astype(weights.dtype))
+    total, square = _sums(
+        [_weigh(centred, weights), _weigh(abs_squared(centred), weights)],
+        reduction.axes,
+    )
+    delta = divide(total, count)
+    var = jnp.maximum(divide(square, count) - abs_squared(delta), jnp.zeros((), square.dtype))
+    local = Moments(count, delta, var)
+    if not reduction.names:
+        return pivot, local
+    return merge_across_devices(local, pivot, hint, reduction)
+
+
+@functools.partial(shifted_moments.defjvp, symbolic_zeros=True)
+def _shifted_moments_jvp(reduction, primals, tangents):
+    pivot, moments = checkpoint_name(shifted_moments(reduction, *primals), MOMENTS)
+    x, mask, _ = primals
+    dx = tangents[0]
+    zeros = jnp.zeros_like
+    if isinstance(dx, SymbolicZero):
+        return (pivot, moments), (zeros(pivot), Moments(*map(zeros, moments)))
+
+    # Nothing but x and [C] vectors is kept for the transpose: without the checkpoint it would be x - mean as well.
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+    def tangent(x, mask, pivot, moments, dx):
+        weights = _weights(mask, x.ndim, accumulator(x.dtype))
+        dx = dx.astype(pivot.dtype)
+        centred = x.astype(pivot.dtype)
+        for part in (pivot, moments.mean):
+            centred = centred - expand(part, reduction.axes, x.ndim)
+        centred = _weigh(centred, None if weights is None else (weights > 0).astype(weights.dtype))
+        dtotal, dsquare = _sums([_weigh(dx, weights), _weigh(conj_times(centred, dx), weights)], reduction.axes)
+        if reduction.names:
+            dtotal, dsquare = all_sum_pair(dtotal, dsquare, reduction)
+        return divide(dtotal, moments.count), 2 * divide(dsquare, moments.count)
+
+    dmean, dvar = tangent(x, mask, pivot, moments, dx)
+    return (pivot, moments), (zeros(pivot), Moments(zeros(moments.count), dmean, dvar))
