@@ -162,7 +162,7 @@ def normalize_batch(
 def _train(scale, bias, mean, var, x, mask, residual, *, reduction, chunk, epsilon, dtype, activation):
     if mask is not None:
         # A NaN would outlive its weight of zero in the transpose: 0 * NaN is NaN.
-        counts = expand_mask(mask, x.ndim) > 0
+        counts = expand_mask(mask, x.ndim).astype(bool)
         x = jnp.where(counts | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
 
     def one_batch(x, mask, residual):
