@@ -17,7 +17,8 @@ def check_axis_name(axis_name: AxisName | None) -> tuple[str, ...]:
     """The names as a tuple, each of them bound here.
 
     Raises:
-      ValueError: a name is not bound by an enclosing vmap, pmap or shard_map, or is given twice.
+      ValueError: a name is not bound by an enclosing vmap, pmap or shard_map, or is given twice, or it is one of vmap
+        inside a shard_map with `check_vma=True`, where JAX has no collectives over it.
     """
     if axis_name is None:
         return ()
@@ -33,6 +34,12 @@ def check_axis_name(axis_name: AxisName | None) -> tuple[str, ...]:
                 f"which {name!r} is not bound here. Under plain jax.jit over sharded arrays batch norm is synchronized "
                 "already: leave `axis_name` out."
             ) from None
+    lanes, _ = _split(names)
+    if lanes and _checks_varying():
+        raise ValueError(
+            f"`axis_name` must not name an axis of jax.vmap inside a jax.shard_map with check_vma=True, where JAX has no "
+            f"collectives over it, got {axis_name!r}, of which {lanes} are axes of vmap. Set check_vma=False."
+        )
     return names
 
 
