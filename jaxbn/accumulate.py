@@ -96,10 +96,13 @@ def commit_moments(
         # Layers stacked by nn.vmap or nn.scan have a count each.
         for _ in range(jnp.ndim(batch_stats.get("count", 0))):
             update = jax.vmap(update)
-        return update(dict(batch_stats), Moments(**{k: batch_moments[k] for k in Moments._fields}))
+        moments = Moments(**{k: batch_moments[k] for k in Moments._fields})
+        return update({**batch_stats, "mean": as_complex_as(moments.mean, batch_stats["mean"])}, moments)
     unknown = sorted(set(batch_moments) - set(batch_stats))
     if unknown:
-        raise ValueError(f"`batch_moments` must hold layers of `batch_stats` only, {sorted(batch_stats)}, got {unknown}.")
+        raise ValueError(
+            f"`batch_moments` must hold layers of `batch_stats` only, {sorted(batch_stats)}, got {unknown}."
+        )
     return {
         k: commit_moments(v, batch_moments[k], momentum=momentum, unbiased=unbiased) if k in batch_moments else v
         for k, v in batch_stats.items()
@@ -114,9 +117,16 @@ def zeros_of_layer(mean: jax.Array) -> Moments:
 
 
 def merge_into(old: Moments, new: Moments) -> Moments:
-    """Moments of both, in the shapes and dtypes of `old`; a complex mean stays complex."""
-    merged = merge_moments(old, new)
+    """Moments of both, in the shapes and dtypes of `old`."""
+    old = old._replace(mean=as_complex_as(new.mean, old.mean))
+    wide = [jnp.promote_types(o.dtype, n.dtype) for o, n in zip(old, new, strict=True)]
+    merged = merge_moments(*(Moments(*(v.astype(d) for v, d in zip(m, wide, strict=True))) for m in (old, new)))
     return Moments(*(jnp.broadcast_to(m, o.shape).astype(o.dtype) for m, o in zip(merged, old, strict=True)))
+
+
+def as_complex_as(x: jax.Array, mean: jax.Array) -> jax.Array:
+    """A mean [C] that is complex where x is: Flax makes a real one and lets its first update change that."""
+    return mean.astype(jnp.promote_types(mean.dtype, jnp.complex64)) if jnp.iscomplexobj(x) else mean
 
 
 def _is_layer(node: Mapping[str, Any]) -> bool:

@@ -10,11 +10,12 @@ from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 
 from jaxbn import checks
-from jaxbn.accumulate import merge_into, zeros_of_layer
+from jaxbn.accumulate import as_complex_as, merge_into, zeros_of_layer
 from jaxbn.axes import feature_axes, feature_shape
 from jaxbn.batch_norm import batch_norm, normalize_batch
 from jaxbn.merge import real_dtype
-from jaxbn.types import Activation, AxisIndexGroups, AxisName, Axes, Moments, Momentum
+from jaxbn.running import update_batch_stats
+from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
 
 
 class BatchNorm(nn.Module):
@@ -128,7 +129,7 @@ class BatchNorm(nn.Module):
         variables = self._batch_stats(shape, jnp.iscomplexobj(x))
         batch_stats = {name: variable.value for name, variable in variables.items()}
         if not use_running_average:
-            batch_stats["mean"] = _as_complex_as(x, batch_stats["mean"])
+            batch_stats["mean"] = as_complex_as(x, batch_stats["mean"])
         checks.check_vectors({name: batch_stats[name] for name in ("mean", "var")}, "batch_stats", x, axes)
         params = {}
         if self.use_scale:
@@ -151,22 +152,19 @@ class BatchNorm(nn.Module):
             "activation": self.activation,
             "residual": residual,
         }
-        if use_running_average or initializing or not self._accumulates():
-            y, new = batch_norm(
-                params, batch_stats, x,
-                use_running_average=use_running_average, momentum=self.momentum, unbiased=self.unbiased, **options,
-            )  # fmt: skip
-            if not use_running_average and not initializing:
-                for name, variable in variables.items():
-                    variable.value = new[name]
-            return y
+        if use_running_average:
+            return batch_norm(params, batch_stats, x, use_running_average=True, **options)[0]
         y, moments = normalize_batch(params, batch_stats, x, **options)
-        zeros = zeros_of_layer(batch_stats["mean"])._asdict()
-        variables = {k: self.variable("batch_moments", k, lambda zero=v: zero) for k, v in zeros.items()}
-        old = Moments(**{name: variable.value for name, variable in variables.items()})
-        old = old._replace(mean=_as_complex_as(x, old.mean))
-        for name, value in merge_into(old, moments)._asdict().items():
-            variables[name].value = value
+        if initializing:
+            return y
+        if self._accumulates():
+            zeros = zeros_of_layer(batch_stats["mean"])._asdict()
+            variables = {k: self.variable("batch_moments", k, lambda zero=v: zero) for k, v in zeros.items()}
+            new = merge_into(Moments(**{k: v.value for k, v in variables.items()}), moments)._asdict()
+        else:
+            new = update_batch_stats(batch_stats, moments, momentum=self.momentum, unbiased=self.unbiased)
+        for name, variable in variables.items():
+            variable.value = new[name]
         return y
 
     @nn.nowrap
@@ -184,8 +182,8 @@ class BatchNorm(nn.Module):
             if missing:
                 raise ValueError(
                     f"collection 'batch_stats' must hold {missing} of the module /{'/'.join(self.path)}, got the "
-                    f"collections {sorted(self.variables)} without them. Apply the model with what `init` returned, or a "
-                    "checkpoint: model.apply({'params': params, 'batch_stats': batch_stats}, ...)."
+                    f"collections {sorted(self.variables)} without them. Apply the model with what `init` returned, or "
+                    "with a checkpoint: model.apply({'params': params, 'batch_stats': batch_stats}, ...)."
                 )
         return {name: self.variable("batch_stats", name, init) for name, init in first.items()}
 
@@ -194,8 +192,3 @@ class BatchNorm(nn.Module):
         """Whether this apply writes 'batch_moments' and not 'batch_stats'; `mutable=True` alone asks for the latter."""
         given = self.has_variable("batch_moments", "count")
         return self.is_mutable_collection("batch_moments") and (given or not self.is_mutable_collection("batch_stats"))
-
-
-def _as_complex_as(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """The running mean, complex where x is: a checkpoint of Flax holds a real one until the first update."""
-    return mean.astype(jnp.promote_types(mean.dtype, jnp.complex64)) if jnp.iscomplexobj(x) else mean
