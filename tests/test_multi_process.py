@@ -1,0 +1,27 @@
+"""Several processes, started for real: the same numbers as one, an error where one dies, and a way back."""
+
+import json
+
+import numpy as np
+import pytest
+
+from examples import multi_process
+
+
+def test_two_processes_train_like_one_and_go_on_after_one_of_them_died(tmp_path, capfd):
+    options = ["--output", str(tmp_path), "--steps=10", "--save-every=4", "--heartbeat-timeout=3"]
+    with pytest.raises(SystemExit, match="A process failed, and the others stopped"):
+        multi_process.main([*options, "--fail-at=6"])
+    assert not (tmp_path / "weights.npz").exists()
+
+    multi_process.main(options)
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    undisturbed = json.loads((tmp_path / "alone" / "losses.json").read_text())
+    assert list(losses) == ["4", "5", "6", "7", "8", "9"]
+    assert len(undisturbed) == 10
+    np.testing.assert_allclose(list(losses.values()), list(undisturbed.values())[4:], rtol=1e-5)
+    with np.load(tmp_path / "weights.npz") as split, np.load(tmp_path / "alone" / "weights.npz") as alone:
+        assert len(alone) == 11
+        for name in alone:
+            np.testing.assert_allclose(split[name], alone[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert "Largest difference between the weights" in capfd.readouterr().out
