@@ -1,0 +1,97 @@
+"""How often the devices talk: one collective forward and one backward, whatever is asked."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbn
+from tests.collectives import collectives
+from tests.splits import MEMBERS, SHARDINGS, SPLITS
+
+C = 6
+PARAMS = {"scale": jnp.full(C, 1.5), "bias": jnp.full(C, 0.5)}
+STATS = {"mean": jnp.zeros(C), "var": jnp.ones(C)}
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(8, 4, C)), jnp.float32)
+MASKS = {
+    "plain": None,
+    "mask": jnp.asarray(RNG.random((8, 4, 1)) > 0.4),
+    "weights": jnp.asarray(RNG.random((8, 4, 1)), jnp.float32),
+    "per-channel mask": jnp.asarray(RNG.random((8, 4, C)) > 0.4),
+}
+
+
+def compiled(f, *args):
+    return jax.jit(f).lower(*args).compile()
+
+
+def moved(f, *args):
+    return [c.numbers for c in collectives(compiled(f, *args))]
+
+
+def train(layer, params, stats, x, mask):
+    """The new statistics and the gradients: forward and backward in one program."""
+    (y, new), vjp = jax.vjp(lambda params, x: layer(params, stats, x, mask), params, x)
+    return vjp((y, jax.tree.map(jnp.zeros_like, new)))[1], new
+
+
+@pytest.mark.parametrize("groups", [None, ((0, 3), (1, 2))], ids=["all", "groups"])
+@pytest.mark.parametrize("data", MASKS)
+@pytest.mark.parametrize("split", ["pmap", "shard_map, checked", "shard_map, unchecked"])
+def test_a_layer_costs_one_collective_forward_and_one_backward(split, data, groups):
+    name, apply = SPLITS[split]
+
+    def layer(params, stats, x, mask):
+        return jaxbn.batch_norm(
+            params, stats, x, use_running_average=False, mask=mask, axis_name=name, axis_index_groups=groups
+        )
+
+    forward = 3 * C if data == "per-channel mask" else 2 * C + 1
+    # The transpose of a gather within groups gives each member its own 2C numbers.
+    backward = 2 * C if groups is None else MEMBERS * 2 * C
+    assert moved(partial(apply, partial(train, layer)), PARAMS, STATS, X, MASKS[data]) == [forward, backward]
+
+
+def test_a_forward_pass_costs_one_collective():
+    for split in ("pmap", "shard_map, checked", "shard_map, two names, unchecked", "vmap in shard_map, unchecked"):
+        name, apply = SPLITS[split]
+        layer = partial(norm, axis_name=name)
+        lanes = 2 if "vmap" in split else 1
+        assert moved(partial(apply, layer), PARAMS, STATS, X, None) == [lanes * (2 * C + 1)]
+
+
+def test_gradients_of_replicated_scale_and_bias_cost_no_further_collective():
+    def with_params(layer, params, stats, x, mask):
+        (y, new), vjp = jax.vjp(lambda params, x: layer(params, stats, x, mask), params, x)
+        dparams, dx = vjp((y, jax.tree.map(jnp.zeros_like, new)))
+        return dx, (new, dparams)
+
+    name, apply = SPLITS["shard_map, checked"]
+    assert moved(partial(apply, partial(with_params, partial(norm, axis_name=name))), PARAMS, STATS, X, None) == [
+        2 * C + 1,
+        2 * C,
+    ]
+
+
+def test_an_exact_mean_first_costs_one_collective_more():
+    name, apply = SPLITS["shard_map, checked"]
+    layer = partial(norm, axis_name=name, use_fast_variance=False)
+    assert len(moved(partial(apply, layer), PARAMS, STATS, X, None)) == 2
+    assert len(moved(partial(norm, use_fast_variance=False), *SHARDINGS["batch"].put(PARAMS, STATS, X, None))) == 2
+
+
+@pytest.mark.parametrize("data", ["plain", "mask", "per-channel mask"])
+@pytest.mark.parametrize("sharding", SHARDINGS)
+def test_plain_jit_over_sharded_arrays_costs_as_many(sharding, data):
+    sharding = SHARDINGS[sharding]
+    with jax.set_mesh(sharding.mesh()):
+        found = moved(partial(train, norm), *sharding.put(PARAMS, STATS, X, MASKS[data]))
+    assert len(found) == 2
+    assert sum(found) <= 5 * C
+
+
+def norm(params, stats, x, mask, **options):
+    return jaxbn.batch_norm(params, stats, x, use_running_average=False, mask=mask, **options)
