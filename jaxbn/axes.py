@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from jaxbn.program import program_fits
 from jaxbn.types import Axes
 
 
@@ -53,3 +55,66 @@ def expand(vector: jax.Array, axes: tuple[int, ...], ndim: int) -> jax.Array:
 def expand_mask(mask: jax.Array, ndim: int) -> jax.Array:
     """The mask with leading axes of size 1 up to rank `ndim`."""
     return mask.reshape((1,) * (ndim - mask.ndim) + mask.shape)
+
+
+def _is_split(x: jax.Array) -> bool:
+    """Whether the type of `x` says that it is split over devices (explicit sharding)."""
+    return any(part is not None for part in jax.typeof(x).sharding.spec)
+
+
+def _num_blocks(x: jax.Array, axes: tuple[int, ...]) -> int:
+    """In how many blocks of rows XLA:GPU sums an array, 1 where it should sum it in one go.
+
+    Wide and short arrays (rows below a few thousand) are otherwise summed in one stage, with too few threads, from
+    operands that are first written to memory. About sqrt(rows) blocks make two balanced levels. A block of less than a
+    warp of 32 rows becomes a loop instead of a reduction, which cannot write a second result (the residual's
+    cotangent) on its way: fewer blocks are better then, as long as their sums still keep all threads of a GPU busy.
+    """
+    rows, examples, features = math.prod(x.shape[:-1]), x.shape[0], x.shape[-1]
+    if axes != (x.ndim - 1,) or not 0 < rows < 16384 or _is_split(x):
+        return 1
+    # Whole examples in a block, or whole blocks in an example: an array that is split by examples stays split.
+    candidates = [b for b in range(1, rows + 1) if rows % b == 0 and (examples % b == 0 or b % examples == 0)]
+    blocks = next(b for b in candidates if b * b >= rows)
+    of_a_warp = [b for b in candidates if rows // b >= 32 and b * features >= 16384]
+    return max(of_a_warp) if rows // blocks < 32 and of_a_warp else blocks
+
+
+def _in_blocks(array: jax.Array, blocks: int) -> jax.Array:
+    """[N, ..., C] -> [blocks, rows / blocks, C]."""
+    return array.reshape(blocks, -1, array.shape[-1])
+
+
+def row_sums(arrays: Sequence[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+    """Each array, all of one shape, summed over its reduction axes: [C]."""
+    reduced = reduction_axes(axes, arrays[0].ndim)
+
+    def in_one_go(arrays):
+        return [a.sum(reduced) for a in arrays]
+
+    def in_two_levels(arrays):
+        # Without the barrier XLA merges the two levels again.
+        return [a.sum(0) for a in lax.optimization_barrier([_in_blocks(a, blocks).sum(1) for a in arrays])]
+
+    blocks = _num_blocks(arrays[0], axes)
+    if blocks == 1:
+        return in_one_go(arrays)
+    return lax.cond(program_fits("cuda", "rocm", parts=blocks), in_two_levels, in_one_go, list(arrays))
+
+
+def spread(vectors: Sequence[jax.Array], like: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
+    """Each [C] vector, to be added to arrays of the shape of `like`. Its transpose is as fast as `row_sums`."""
+    shape = like.shape
+
+    def in_one_go(vectors):
+        return [jnp.broadcast_to(expand(v, axes, len(shape)), shape) for v in vectors]
+
+    def in_two_levels(vectors):
+        levels = lax.optimization_barrier([jnp.broadcast_to(v, (blocks, v.size)) for v in vectors])
+        rows = math.prod(shape[:-1]) // blocks
+        return [jnp.broadcast_to(v[:, None], (blocks, rows, shape[-1])).reshape(shape) for v in levels]
+
+    blocks = _num_blocks(like, axes)
+    if blocks == 1:
+        return [expand(v, axes, len(shape)) for v in vectors]
+    return lax.cond(program_fits("cuda", "rocm", parts=blocks), in_two_levels, in_one_go, list(vectors))

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from jaxbn import checks, sync
-from jaxbn.axes import expand, feature_axes, expand_mask, num_rows, reduction_axes
+from jaxbn.axes import expand, feature_axes, expand_mask, num_rows, reduction_axes, row_sums
 from jaxbn.merge import (
     Reduction,
     abs_squared,
@@ -24,7 +24,7 @@ from jaxbn.merge import (
     merge_across_devices,
     real_dtype,
 )
-from jaxbn.program import spans_one_device
+from jaxbn.program import program_fits
 from jaxbn.types import Axes, AxisIndexGroups, AxisName, Moments
 
 
@@ -88,11 +88,6 @@ def _moments(x, mask, hint, *, reduction):
     return shifted._replace(mean=pivot + shifted.mean)
 
 
-def _sums(arrays, axes: tuple[int, ...]) -> list[jax.Array]:
-    """Each array, summed to [C]."""
-    return [a.sum(reduction_axes(axes, a.ndim)) for a in arrays]
-
-
 def _weights(mask: jax.Array | None, ndim: int, dtype) -> jax.Array | None:
     return None if mask is None else expand_mask(mask, ndim).astype(real_dtype(dtype))
 
@@ -105,7 +100,7 @@ def _count(x: jax.Array, weights: jax.Array | None, axes: tuple[int, ...]) -> ja
     repeats = 1
     for a in reduction_axes(axes, x.ndim):
         repeats *= x.shape[a] // weights.shape[a]
-    (count,) = _sums([weights], axes)
+    (count,) = row_sums([weights], axes)
     count = count * jnp.asarray(repeats, dtype)
     if all(weights.shape[a] == 1 for a in axes):
         return count.reshape(())
@@ -120,7 +115,7 @@ def _weigh(values: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 
 def _mean(x: jax.Array, weights: jax.Array | None, reduction: Reduction) -> jax.Array:
-    (total,) = _sums([_weigh(x, weights)], reduction.axes)
+    (total,) = row_sums([_weigh(x, weights)], reduction.axes)
     count = _count(x, weights, reduction.axes)
     if reduction.names:
         count = jnp.broadcast_to(count, total.shape).astype(total.dtype)
@@ -160,7 +155,7 @@ def _pivot(x: jax.Array, weights: jax.Array | None, hint: jax.Array | None, redu
         )
     # A non-finite pivot would spread from its own row to the channel; the sums tell of it anyway.
     pivot = jnp.where(jnp.isfinite(pivot), pivot, jnp.zeros((), pivot.dtype))
-    return pivot if hint is None else jnp.where(spans_one_device(), pivot, hint)
+    return pivot if hint is None else jnp.where(program_fits(), pivot, hint)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -176,7 +171,7 @@ def shifted_moments(
     count = _count(x, weights, reduction.axes)
     centred = x.astype(pivot.dtype) - expand(pivot, reduction.axes, x.ndim)
     centred = _weigh(centred, None if weights is None else (weights > 0).astype(weights.dtype))
-    total, square = _sums(
+    total, square = row_sums(
         [_weigh(centred, weights), _weigh(abs_squared(centred), weights)],
         reduction.axes,
     )
@@ -206,7 +201,7 @@ def _shifted_moments_jvp(reduction, primals, tangents):
         for part in (pivot, moments.mean):
             centred = centred - expand(part, reduction.axes, x.ndim)
         centred = _weigh(centred, None if weights is None else (weights > 0).astype(weights.dtype))
-        dtotal, dsquare = _sums([_weigh(dx, weights), _weigh(conj_times(centred, dx), weights)], reduction.axes)
+        dtotal, dsquare = row_sums([_weigh(dx, weights), _weigh(conj_times(centred, dx), weights)], reduction.axes)
         if reduction.names:
             dtotal, dsquare = all_sum_pair(dtotal, dsquare, reduction)
         return divide(dtotal, moments.count), 2 * divide(dsquare, moments.count)

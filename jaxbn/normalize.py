@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxbn import checks, sync
 from jaxbn.activations import check_activation
-from jaxbn.axes import expand, feature_axes
+from jaxbn.axes import expand, feature_axes, spread
 from jaxbn.merge import accumulator, real_dtype
 from jaxbn.types import Activation, Axes, Params
 
@@ -116,18 +116,28 @@ def _subtract(x: jax.Array, parts, axes: tuple[int, ...]) -> jax.Array:
     return x
 
 
-def _pre_activation(affine: Affine, scale, bias, x, centre, var, residual) -> jax.Array:
-    y = _subtract(x.astype(centre[0].dtype), centre, affine.axes)
-    y = y * expand(multiplier(scale, var, affine.epsilon), affine.axes, x.ndim)
-    if bias is not None:
-        y = y + expand(bias, affine.axes, x.ndim)
+class _Vectors(NamedTuple):
+    """What a channel is multiplied by and shifted by: y = (x - centre) * multiplier + bias; [C] each."""
+
+    multiplier: jax.Array
+    bias: jax.Array | None
+    centre: tuple[jax.Array, ...]
+
+
+def _pre_activation(affine: Affine, vectors: _Vectors, x, residual) -> jax.Array:
+    y = _subtract(x.astype(vectors.multiplier.dtype), vectors.centre, affine.axes)
+    y = y * expand(vectors.multiplier, affine.axes, x.ndim)
+    if vectors.bias is not None:
+        y = y + expand(vectors.bias, affine.axes, x.ndim)
     return y if residual is None else y + residual.astype(y.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def apply_affine(affine: Affine, scale, bias, x, centre, var, residual) -> jax.Array:
     """activation((x - mean) * multiplier + bias + residual), where the mean is the sum of the parts in `centre`."""
-    y = _pre_activation(affine, scale, bias, x, centre, var, residual)
+    # Behind a barrier, x - mean is computed again from x and not kept from the moments.
+    vectors = lax.optimization_barrier(_Vectors(multiplier(scale, var, affine.epsilon), bias, centre))
+    y = _pre_activation(affine, vectors, x, residual)
     return (y if affine.activation is None else affine.activation(y)).astype(affine.dtype)
 
 
@@ -148,31 +158,41 @@ def _apply_affine_jvp(affine, primals, tangents):
 
 
 def _tangent(affine: Affine, primals, tangents) -> jax.Array | None:
-    """multiplier * dx + (x - mean) * k + c, with [C] vectors k and c, times the slope of the activation."""
+    """multiplier * dx + (x - mean) * k + c, with [C] vectors k and c, times the slope of the activation.
+
+    Its transpose is the backward pass: the sums of dy * (x - mean) and of dy, then one multiply-add an element.
+    """
     scale, bias, x, centre, var, residual = primals
     dscale, dbias, dx, dcentre, dvar, dresidual = tangents
-    wide = centre[0].dtype
     inverse = multiplier(None, var, affine.epsilon)
-    a = multiplier(scale, var, affine.epsilon)
+    vectors = _Vectors(multiplier(scale, var, affine.epsilon), bias, centre)
+    a, wide = vectors.multiplier, vectors.multiplier.dtype
     k = _add(
-        None if dscale is None else dscale * inverse,
-        None if dvar is None else a * inverse * inverse * dvar * -0.5,
+        None if dscale is None else dscale * inverse.astype(wide),
+        None if dvar is None else a * (inverse * inverse * dvar * -0.5).astype(wide),
     )
-    dmean = _add(*dcentre) if any(d is not None for d in dcentre) else None
+    dmean = _add(*dcentre)
     c = _add(dbias, None if dmean is None else -a * dmean)
-    k, c = _as_varying_pair(k, c, x)
-    expanded = functools.partial(expand, axes=affine.axes, ndim=x.ndim)
-    terms = [
-        None if dx is None else expanded(a) * dx.astype(wide),
-        None if dresidual is None else dresidual.astype(wide),
-        None if k is None else expanded(k) * _subtract(x.astype(wide), centre, affine.axes),
-        None if c is None else jnp.broadcast_to(expanded(c), x.shape),
-    ]
-    dy = _add(*terms)
-    if dy is None or affine.activation is None:
-        return dy
-    z = _pre_activation(affine, scale, bias, x, centre, var, residual)
-    return jax.jvp(affine.activation, (z,), (dy,))[1]
+
+    terms = [None if dx is None else expand(a, affine.axes, x.ndim) * dx.astype(wide)]
+    if dresidual is not None:
+        # The transpose writes the residual's cotangent in its first pass; behind the barrier, the second pass reads
+        # that instead of y's cotangent and the residual.
+        with_residual = _add(*terms, dresidual.astype(wide)).astype(dresidual.dtype)
+        terms = [lax.optimization_barrier(with_residual).astype(wide)]
+    if k is not None or c is not None:
+        k, c = (jnp.zeros_like(a) if v is None else v for v in (k, c))
+        k, c = spread(_as_varying_pair(k, c, x), x, affine.axes)
+        # Behind a barrier of its own, x - mean is computed again and not stored.
+        terms += [_subtract(x.astype(wide), lax.optimization_barrier(centre), affine.axes) * k, c]
+    if affine.activation is not None:
+        # Each term takes its slope from x by itself, from vectors of its own: XLA would store one that they share.
+        for i, term in enumerate(terms):
+            if term is not None:
+                vectors = lax.optimization_barrier(vectors)
+                z = _pre_activation(affine, vectors, x, residual)
+                terms[i] = jax.jvp(affine.activation, (z,), (jnp.broadcast_to(term, z.shape),))[1]
+    return _add(*terms)
 
 
 def _add(*terms):
@@ -183,6 +203,4 @@ def _add(*terms):
 
 def _as_varying_pair(k, c, x):
     """k and c, marked as varying where x does, as one array: its transpose is then one collective and not two."""
-    if k is None or c is None or k.dtype != c.dtype:
-        return tuple(None if v is None else sync.as_varying_as(v, x) for v in (k, c))
     return tuple(sync.as_varying_as(jnp.stack([k, c]), x))

@@ -1,35 +1,43 @@
-"""What only the lowering knows: whether the program that is being compiled runs over several devices."""
+"""What only the lowering knows: the platform of the program that is being compiled, and over how many devices it runs."""
 
 import jax
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-_spans_one_device_p = Primitive("spans_one_device")
+_program_fits_p = Primitive("program_fits")
 
 
-def spans_one_device() -> jax.Array:
-    """A [] bool constant of the program: True where an array is in one piece.
+def program_fits(*platforms: str, parts: int = 1) -> jax.Array:
+    """A [] bool constant of the program: whether it is for one of `platforms` (any, if none is named) and an array in
+    `parts` equal parts has whole parts on each device.
 
-    That is so in a program for one device, and inside a `shard_map` or `pmap` over all axes of its mesh; under plain
-    `jit` over sharded arrays it is False. Only the lowering knows it, so it is no Python bool; XLA folds it away.
+    With `parts=1`: whether arrays are in one piece, as in a program for one device, and inside a `shard_map` or `pmap`
+    over all axes of its mesh; under plain `jit` over sharded arrays they are not. Only the lowering knows, so it is no
+    Python bool; XLA folds it away, and the branch of a `cond` that it decides against.
     """
-    return _spans_one_device_p.bind()
+    return _program_fits_p.bind(platforms=platforms, parts=parts)
 
 
-@_spans_one_device_p.def_abstract_eval
-def _(*_):
+@_program_fits_p.def_abstract_eval
+def _(**_):
     return jax.core.ShapedArray((), np.dtype(bool))
 
 
-def _lower(ctx):
-    context = ctx.module_context.axis_context
-    mesh = getattr(context, "mesh", None)
+@_program_fits_p.def_impl
+def _(**_):
+    return np.bool_(False)  # op by op there is no program: the plain way is right everywhere
+
+
+def _lower(ctx, *, platforms, parts):
+    module = ctx.module_context
+    mesh = getattr(module.axis_context, "mesh", None)
     if mesh is None:
-        one = getattr(context, "num_devices", None) == 1
+        pieces = getattr(module.axis_context, "num_devices", 0)
     else:
-        one = all(mesh.shape[name] == 1 for name in mesh.axis_names if name not in context.manual_axes)
-    return [mlir.ir_constant(np.bool_(one))]
+        pieces = int(np.prod([n for name, n in mesh.shape.items() if name not in module.axis_context.manual_axes]))
+    fits = pieces > 0 and parts % pieces == 0
+    return [mlir.ir_constant(np.bool_(fits and (not platforms or set(module.platforms) <= set(platforms))))]
 
 
-mlir.register_lowering(_spans_one_device_p, _lower)
+mlir.register_lowering(_program_fits_p, _lower)
