@@ -57,7 +57,7 @@ def expand_mask(mask: jax.Array, ndim: int) -> jax.Array:
     return mask.reshape((1,) * (ndim - mask.ndim) + mask.shape)
 
 
-def _is_split(x: jax.Array) -> bool:
+def is_split(x: jax.Array) -> bool:
     """Whether the type of `x` says that it is split over devices (explicit sharding)."""
     return any(part is not None for part in jax.typeof(x).sharding.spec)
 
@@ -71,7 +71,7 @@ def _num_blocks(x: jax.Array, axes: tuple[int, ...]) -> int:
     cotangent) on its way: fewer blocks are better then, as long as their sums still keep all threads of a GPU busy.
     """
     rows, examples, features = math.prod(x.shape[:-1]), x.shape[0], x.shape[-1]
-    if axes != (x.ndim - 1,) or not 0 < rows < 16384 or _is_split(x):
+    if axes != (x.ndim - 1,) or not 0 < rows < 16384 or is_split(x):
         return 1
     # Whole examples in a block, or whole blocks in an example: an array that is split by examples stays split.
     candidates = [b for b in range(1, rows + 1) if rows % b == 0 and (examples % b == 0 or b % examples == 0)]

@@ -4,13 +4,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxbn import checks
 from jaxbn.activations import check_activation
-from jaxbn.axes import expand_mask, feature_axes, reduction_axes
-from jaxbn.merge import Reduction, merge_stacked
+from jaxbn.axes import expand_mask, feature_axes, is_split, reduction_axes
+from jaxbn.merge import Reduction, merge_sums
 from jaxbn.moments import shifted_moments
 from jaxbn.normalize import normalize, normalize_centred
+from jaxbn.program import program_fits
 from jaxbn.running import update_batch_stats
 from jaxbn.sync import check_axis_name, check_groups
 from jaxbn.types import Activation, AxisIndexGroups, AxisName, Axes, BatchStats, Moments, Momentum, Params
@@ -165,22 +168,32 @@ def _train(scale, bias, mean, var, x, mask, residual, *, reduction, chunk, epsil
         counts = expand_mask(mask, x.ndim).astype(bool)
         x = jnp.where(counts | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
 
-    def one_batch(x, mask, residual):
-        pivot, shifted = shifted_moments(reduction, x, mask, mean)
-        centre, batch_var = (pivot, shifted.mean), shifted.var
-        if mask is not None:
-            empty = shifted.count == 0
-            centre = tuple(jnp.where(empty, r, c) for r, c in zip((mean, jnp.zeros_like(mean)), centre, strict=True))
-            batch_var = jnp.where(empty, var, batch_var)
-        y = normalize_centred(scale, bias, x, centre, batch_var, residual, reduction.axes, epsilon, dtype, activation)
-        return y, shifted._replace(mean=pivot + shifted.mean)
-
+    one_batch = functools.partial(_one_batch, reduction=reduction, epsilon=epsilon, dtype=dtype, activation=activation)
+    arrays = (scale, bias, mean, var, x, mask, residual)
     if chunk is None:
-        return one_batch(x, mask, residual)
-    return _over_chunks(one_batch, reduction_axes(reduction.axes, x.ndim)[0], chunk, x, mask, residual)
+        y, pivot, moments = one_batch(*arrays)
+        return y, moments._replace(mean=pivot + moments.mean)
+    over_chunks = functools.partial(_over_chunks, one_batch, reduction_axes(reduction.axes, x.ndim)[0], chunk)
+    if is_split(x):
+        # Chunks may span devices, which a type with explicit sharding cannot say: leave it to the partitioner.
+        sharding = jax.typeof(x).sharding
+        over_chunks = jax.sharding.auto_axes(over_chunks, out_sharding=(sharding, NamedSharding(sharding.mesh, P())))
+    return over_chunks(*arrays)
 
 
-def _over_chunks(one_batch, axis: int, chunk: int, x, mask, residual):
+def _one_batch(scale, bias, mean, var, x, mask, residual, *, reduction, epsilon, dtype, activation):
+    """`y`, and a pivot with the moments of `x - pivot`, of one (virtual) batch."""
+    pivot, moments = shifted_moments(reduction, x, mask, mean)
+    centre, batch_var = (pivot, moments.mean), moments.var
+    if mask is not None:
+        empty = moments.count == 0
+        centre = jnp.where(empty, mean, pivot), jnp.where(empty, jnp.zeros_like(mean), moments.mean)
+        batch_var = jnp.where(empty, var, batch_var)
+    y = normalize_centred(scale, bias, x, centre, batch_var, residual, reduction.axes, epsilon, dtype, activation)
+    return y, pivot, moments
+
+
+def _over_chunks(one_batch, axis: int, chunk: int, scale, bias, mean, var, x, mask, residual):
     """Virtual batches: `one_batch` for each chunk by itself, and the moments of all of them."""
 
     def split(v):
@@ -190,5 +203,10 @@ def _over_chunks(one_batch, axis: int, chunk: int, x, mask, residual):
 
     mask = None if mask is None else expand_mask(mask, x.ndim)
     (chunks, a), (mask, b), (residual, c) = split(x), split(mask), split(residual)
-    y, moments = jax.vmap(one_batch, in_axes=(a, b, c), out_axes=(axis, 0))(chunks, mask, residual)
-    return y.reshape(x.shape), merge_stacked(moments)
+    over_batches = jax.vmap(one_batch, in_axes=(None, None, None, None, a, b, c), out_axes=(axis, 0, 0))
+    y, pivots, moments = over_batches(scale, bias, mean, var, chunks, mask, residual)
+    # About a common pivot, one sum merges them: one collective where the chunks lie on several devices.
+    common = jnp.where(program_fits(), pivots[0], mean.astype(pivots.dtype))
+    about_common = moments._replace(mean=(pivots - common) + moments.mean)
+    merged = merge_sums(about_common, lambda sums: [s.sum(0) for s in sums])
+    return y.reshape(x.shape), merged._replace(mean=common + merged.mean)

@@ -3,10 +3,12 @@
 References: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxbn import checks, sync
@@ -88,59 +90,39 @@ def merge_moments(*moments: Moments) -> Moments:
 def merge_stacked(moments: Moments, weights: jax.Array | None = None) -> Moments:
     """Moments of the union of the sets along axis 0: of `count` [N] or [N, C], `mean` [N, C] and `var` [N, C].
 
-    The weighted mean is taken twice, the second time of what the first one left over, so that it does not lose digits
-    where the means agree. References: Chan, Golub & LeVeque 1979, equation 2.1, for N sets at once.
+    `weights` [N] bool leaves sets out. The weighted mean is taken twice, the second time of what the first one left
+    over, so that no digit is lost where the means agree.
     """
     count, mean, var = moments
-    parts = count if weights is None else count * weights.reshape((-1,) + (1,) * (count.ndim - 1)).astype(count.dtype)
-    parts_of_channel = parts.reshape(parts.shape + (1,) * (mean.ndim - parts.ndim))
-    empty = parts_of_channel == 0
-    mean = jnp.where(empty, jnp.zeros((), mean.dtype), mean)
-    var = jnp.where(empty, jnp.zeros((), var.dtype), var)
-    total = parts.sum(0)
-    rough = divide((parts_of_channel * mean).sum(0), parts_of_channel.sum(0))
-    rest = mean - rough[None]
-    delta = divide((parts_of_channel * rest).sum(0), parts_of_channel.sum(0))
-    spread = var + abs_squared(rest - delta[None])
-    return Moments(total, rough + delta, divide((parts_of_channel * spread).sum(0), parts_of_channel.sum(0)))
+    if weights is not None:
+        count = count * weights.reshape((-1,) + (1,) * (count.ndim - 1)).astype(count.dtype)
+    full = count.reshape(count.shape + (1,) * (mean.ndim - count.ndim))
+    mean, var = (jnp.where(full == 0, jnp.zeros((), v.dtype), v) for v in (mean, var))
+    rough = divide((full * mean).sum(0), full.sum(0))
+    merged = merge_sums(Moments(count, mean - rough[None], var), lambda sums: [s.sum(0) for s in sums])
+    return merged._replace(mean=rough + merged.mean)
 
 
-def _merge_gathered(local: Moments, reduction: Reduction) -> Moments:
-    """Moments of all members of the mapped axes, from one gather of [2C + 1] numbers of each."""
-    parts = [local.count, local.mean.real, local.mean.imag, local.var]
-    if not jnp.iscomplexobj(local.mean):
-        del parts[2]
-    packed = jnp.concatenate([p.reshape(-1) for p in parts])
-    gathered = sync.gather(packed, reduction.names, invariant=reduction.groups is None)
-    split = jnp.split(gathered, list(_offsets(parts)), axis=1)
-    count, *mean, var = [g.reshape((g.shape[0],) + p.shape) for g, p in zip(split, parts, strict=True)]
-    return merge_stacked(
-        Moments(count, lax.complex(*mean) if len(mean) == 2 else mean[0], var),
-        sync.members(reduction.names, reduction.groups),
-    )
+def merge_sums(moments: Moments, add: Callable[[list[jax.Array]], list[jax.Array]]) -> Moments:
+    """Moments of the union of the sets that `add` sums over; the means are small, about a common pivot.
+
+    References: Chan, Golub & LeVeque 1979, equation 2.1, for any number of sets at once.
+    """
+    count, mean, var = moments
+    full = count.reshape(count.shape + (1,) * (mean.ndim - count.ndim))
+    count, total, square = add([count, full * mean, full * (var + abs_squared(mean))])
+    mean = divide(total, count)
+    return Moments(count, mean, jnp.maximum(divide(square, count) - abs_squared(mean), jnp.zeros((), square.dtype)))
 
 
-def _offsets(parts):
-    end = 0
-    for part in parts[:-1]:
-        end += part.size
-        yield end
-
-
-def _merge_summed(local: Moments, reduction: Reduction) -> Moments:
-    """The same from sums about the common pivot: as accurate as the pivot is close, and no larger on larger axes."""
-    count, mean, var = local
-    count = jnp.broadcast_to(count, var.shape) if count.ndim else count
-    parts = [count, count * mean.real, count * mean.imag, count * (var + abs_squared(mean))]
-    if not jnp.iscomplexobj(mean):
-        del parts[2]
-    packed = sync.all_sum(jnp.concatenate([p.reshape(-1) for p in parts]), reduction.names, None)
-    count, *total, square = [
-        s.reshape(p.shape) for s, p in zip(jnp.split(packed, list(_offsets(parts))), parts, strict=True)
-    ]
-    mean = divide(lax.complex(*total) if len(total) == 2 else total[0], count)
-    var = jnp.maximum(divide(square, count) - abs_squared(mean), jnp.zeros((), square.dtype))
-    return Moments(count, mean, var)
+def _packed(arrays: list[jax.Array], move: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
+    """`move` applied to all arrays as one vector [n], so that it is one collective; it may add axes in front."""
+    parts = [p for a in arrays for p in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+    moved = move(jnp.concatenate([p.reshape(-1) for p in parts]))
+    ends = np.cumsum([p.size for p in parts])[:-1]
+    parts = [m.reshape(m.shape[:-1] + p.shape) for m, p in zip(jnp.split(moved, ends, -1), parts, strict=True)]
+    of_parts = iter(parts)
+    return [lax.complex(next(of_parts), next(of_parts)) if jnp.iscomplexobj(a) else next(of_parts) for a in arrays]
 
 
 def merge_across_devices(local: Moments, pivot: jax.Array, hint: jax.Array | None, reduction: Reduction):
@@ -149,14 +131,12 @@ def merge_across_devices(local: Moments, pivot: jax.Array, hint: jax.Array | Non
         common = jnp.zeros_like(local.mean) if hint is None else hint.astype(pivot.dtype)
         local, pivot = local._replace(mean=(pivot - common) + local.mean), common
     if reduction.groups is None and sync.axis_size(reduction.names) > sync.GATHER_LIMIT:
-        return pivot, _merge_summed(local, reduction)
-    return pivot, _merge_gathered(local, reduction)
+        # As accurate as the pivot is close, and no larger on larger axes.
+        return pivot, merge_sums(local, lambda sums: all_sum(sums, reduction))
+    everyone = _packed(list(local), lambda v: sync.gather(v, reduction.names, invariant=reduction.groups is None))
+    return pivot, merge_stacked(Moments(*everyone), sync.members(reduction.names, reduction.groups))
 
 
-def all_sum_pair(dtotal: jax.Array, dsquare: jax.Array, reduction: Reduction):
-    """Both sums over the mapped axes, in one collective of [2C]."""
-    if jnp.iscomplexobj(dtotal):
-        summed = sync.all_sum(jnp.stack([dtotal.real, dtotal.imag, dsquare]), reduction.names, reduction.groups)
-        return lax.complex(summed[0], summed[1]), summed[2]
-    summed = sync.all_sum(jnp.stack([dtotal, dsquare]), reduction.names, reduction.groups)
-    return summed[0], summed[1]
+def all_sum(arrays: list[jax.Array], reduction: Reduction) -> list[jax.Array]:
+    """Each array, summed over the mapped axes, all of them in one collective."""
+    return _packed(arrays, lambda v: sync.all_sum(v, reduction.names, reduction.groups))

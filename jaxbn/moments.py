@@ -18,7 +18,7 @@ from jaxbn.merge import (
     Reduction,
     abs_squared,
     accumulator,
-    all_sum_pair,
+    all_sum,
     conj_times,
     divide,
     merge_across_devices,
@@ -118,9 +118,8 @@ def _mean(x: jax.Array, weights: jax.Array | None, reduction: Reduction) -> jax.
     (total,) = row_sums([_weigh(x, weights)], reduction.axes)
     count = _count(x, weights, reduction.axes)
     if reduction.names:
-        count = jnp.broadcast_to(count, total.shape).astype(total.dtype)
-        total, count = sync.all_sum(jnp.stack([total, count]), reduction.names, reduction.groups)
-    return divide(total, count.real)
+        total, count = all_sum([total, count], reduction)
+    return divide(total, count)
 
 
 def _mean_of_some_rows(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -203,7 +202,7 @@ def _shifted_moments_jvp(reduction, primals, tangents):
         centred = _weigh(centred, None if weights is None else (weights > 0).astype(weights.dtype))
         dtotal, dsquare = row_sums([_weigh(dx, weights), _weigh(conj_times(centred, dx), weights)], reduction.axes)
         if reduction.names:
-            dtotal, dsquare = all_sum_pair(dtotal, dsquare, reduction)
+            dtotal, dsquare = all_sum([dtotal, dsquare], reduction)
         return divide(dtotal, moments.count), 2 * divide(dsquare, moments.count)
 
     dmean, dvar = tangent(x, mask, pivot, moments, dx)
