@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxbn.merge import accumulator, merge_moments, real_dtype
 from jaxbn.running import update_batch_stats
-from jaxbn.types import Moments, Momentum
+from jaxbn.types import Moments, Momentum, promote
 
 
 def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
       >>> jax.tree.map(lambda v: v.tolist(), jaxbn.zero_moments({"bn": batch_stats}))
       {'bn': {'count': [0.0, 0.0], 'mean': [0.0, 0.0], 'var': [0.0, 0.0]}}
     """
-    _check_tree(batch_stats, "batch_stats")
-    if _is_layer(batch_stats):
+    check_tree(batch_stats, "batch_stats")
+    if is_layer(batch_stats):
         return zeros_of_layer(batch_stats["mean"])._asdict()
     below = {k: zero_moments(v) for k, v in batch_stats.items() if isinstance(v, Mapping)}
     return {k: v for k, v in below.items() if v}
@@ -81,9 +81,9 @@ def commit_moments(
       >>> batch_stats["mean"].tolist(), batch_stats["var"].tolist()
       ([2.0], [3.0])
     """
-    _check_tree(batch_stats, "batch_stats")
-    _check_tree(batch_moments, "batch_moments")
-    if _is_layer(batch_stats):
+    check_tree(batch_stats, "batch_stats")
+    check_tree(batch_moments, "batch_moments")
+    if is_layer(batch_stats):
         missing = sorted(set(Moments._fields) - set(batch_moments))
         if missing:
             raise ValueError(
@@ -119,20 +119,26 @@ def zeros_of_layer(mean: jax.Array) -> Moments:
 def merge_into(old: Moments, new: Moments) -> Moments:
     """Moments of both, in the shapes and dtypes of `old`."""
     old = old._replace(mean=as_complex_as(new.mean, old.mean))
-    wide = [jnp.promote_types(o.dtype, n.dtype) for o, n in zip(old, new, strict=True)]
+    wide = [promote(o.dtype, n.dtype) for o, n in zip(old, new, strict=True)]
     merged = merge_moments(*(Moments(*(v.astype(d) for v, d in zip(m, wide, strict=True))) for m in (old, new)))
     return Moments(*(jnp.broadcast_to(m, o.shape).astype(o.dtype) for m, o in zip(merged, old, strict=True)))
 
 
 def as_complex_as(x: jax.Array, mean: jax.Array) -> jax.Array:
     """A mean [C] that is complex where x is: Flax makes a real one and lets its first update change that."""
-    return mean.astype(jnp.promote_types(mean.dtype, jnp.complex64)) if jnp.iscomplexobj(x) else mean
+    return mean.astype(promote(mean.dtype, jnp.complex64)) if jnp.iscomplexobj(x) else mean
 
 
-def _is_layer(node: Mapping[str, Any]) -> bool:
+def is_layer(node: Mapping[str, Any]) -> bool:
+    """Whether these are the statistics of one layer, and not a dict of layers."""
     return all(k in node and not isinstance(node[k], Mapping) for k in ("mean", "var"))
 
 
-def _check_tree(tree: object, name: str) -> None:
+def check_tree(tree: object, name: str) -> None:
+    """The tree is a dict.
+
+    Raises:
+      TypeError: it is not.
+    """
     if not isinstance(tree, Mapping):
         raise TypeError(f"`{name}` must be a dict, or nested dicts, of layers, got {type(tree).__name__}.")

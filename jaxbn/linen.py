@@ -15,7 +15,7 @@ from jaxbn.axes import feature_axes, feature_shape
 from jaxbn.batch_norm import batch_norm, normalize_batch
 from jaxbn.merge import real_dtype
 from jaxbn.running import update_batch_stats
-from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
+from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum, promote
 
 
 class BatchNorm(nn.Module):
@@ -172,7 +172,7 @@ class BatchNorm(nn.Module):
         """The variables 'mean', 'var' and, where the average needs it, 'count'; only initialization creates them."""
         dtype = jnp.dtype(jnp.float32 if self.force_float32_reductions else self.param_dtype)
         first = {
-            "mean": lambda: jnp.zeros(shape, jnp.promote_types(dtype, jnp.complex64) if is_complex else dtype),
+            "mean": lambda: jnp.zeros(shape, promote(dtype, jnp.complex64) if is_complex else dtype),
             "var": lambda: jnp.ones(shape, real_dtype(dtype)),
         }
         if self.momentum is None or callable(self.momentum):

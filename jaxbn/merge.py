@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxbn import checks, sync
-from jaxbn.types import Moments
+from jaxbn.types import Moments, promote
 
 
 class Reduction(NamedTuple):
@@ -30,7 +30,7 @@ class Reduction(NamedTuple):
 
 def accumulator(dtype) -> jnp.dtype:
     """The dtype in which values of `dtype` are summed: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return promote(dtype, jnp.float32)
 
 
 def real_dtype(dtype) -> jnp.dtype:

@@ -12,7 +12,7 @@ from jaxbn import checks, sync
 from jaxbn.activations import check_activation
 from jaxbn.axes import expand, feature_axes, spread
 from jaxbn.merge import accumulator, real_dtype
-from jaxbn.types import Activation, Axes, Params
+from jaxbn.types import Activation, Axes, Params, promote
 
 
 class Affine(NamedTuple):
@@ -103,7 +103,7 @@ def _normalize(scale, bias, x, mean, var, residual, *, axes, epsilon, dtype, act
 
 def normalize_centred(scale, bias, x, centre, var, residual, axes, epsilon, dtype, activation) -> jax.Array:
     """`normalize` without its checks, with the mean as the sum of the parts in `centre`, in at least float32."""
-    wide = jnp.promote_types(accumulator(x.dtype), dtype)
+    wide = promote(accumulator(x.dtype), dtype)
     scale, bias, *centre = (None if v is None else v.astype(wide) for v in (scale, bias, *centre))
     affine = Affine(axes, epsilon, dtype, activation)
     return apply_affine(affine, scale, bias, x, tuple(centre), var.astype(real_dtype(wide)), residual)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxbn import checks
 from jaxbn.merge import divide, real_dtype
-from jaxbn.types import BatchStats, Moments, Momentum, Params
+from jaxbn.types import BatchStats, Moments, Momentum, Params, promote
 
 
 def init(
@@ -49,7 +49,7 @@ def init(
     dtype = jnp.dtype(param_dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"`param_dtype` must be floating or complex, got {dtype.name}.")
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = promote(dtype, jnp.float32)
     params = {}
     if use_scale:
         params["scale"] = jnp.ones(shape, dtype)
@@ -106,8 +106,9 @@ def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbias
     updated = dict(batch_stats)
     for name, value in new.items():
         old = batch_stats[name]
-        weight = old_weight.astype(jnp.promote_types(jnp.finfo(old.dtype).dtype, jnp.float32))
-        value = jnp.where(usable, value, jnp.zeros((), value.dtype)).astype(jnp.promote_types(old.dtype, weight.dtype))
+        weight = old_weight.astype(promote(jnp.finfo(old.dtype).dtype, jnp.float32))
+        value = jnp.where(usable, value, jnp.zeros((), value.dtype)).astype(promote(old.dtype, weight.dtype))
+        weight = weight.astype(value.dtype)
         mixed = weight * old.astype(value.dtype) + (1 - weight) * value
         updated[name] = jnp.where(usable, mixed.astype(old.dtype), old)
     if "count" in batch_stats:

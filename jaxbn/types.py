@@ -1,9 +1,11 @@
 """The words that the other modules share."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 Axes = int | Sequence[int]
@@ -28,3 +30,9 @@ class Moments(NamedTuple):
     """[C] float or complex, in the unit of the data."""
     var: jax.Array
     """[C] float, biased (divided by `count`), in the squared unit of the data, >= 0."""
+
+
+def promote(*dtypes) -> jnp.dtype:
+    """The dtype that holds all of `dtypes`, under strict dtype promotion too: what is cast to it is cast on purpose."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
