@@ -187,6 +187,7 @@ def _one_batch(scale, bias, mean, var, x, mask, residual, *, reduction, epsilon,
     centre, batch_var = (pivot, moments.mean), moments.var
     if mask is not None:
         empty = moments.count == 0
+        mean, var = mean.astype(pivot.dtype), var.astype(batch_var.dtype)
         centre = jnp.where(empty, mean, pivot), jnp.where(empty, jnp.zeros_like(mean), moments.mean)
         batch_var = jnp.where(empty, var, batch_var)
     y = normalize_centred(scale, bias, x, centre, batch_var, residual, reduction.axes, epsilon, dtype, activation)

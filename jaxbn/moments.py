@@ -154,7 +154,7 @@ def _pivot(x: jax.Array, weights: jax.Array | None, hint: jax.Array | None, redu
         )
     # A non-finite pivot would spread from its own row to the channel; the sums tell of it anyway.
     pivot = jnp.where(jnp.isfinite(pivot), pivot, jnp.zeros((), pivot.dtype))
-    return pivot if hint is None else jnp.where(program_fits(), pivot, hint)
+    return pivot if hint is None else jnp.where(program_fits(), pivot, hint.astype(pivot.dtype))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
