@@ -1,0 +1,130 @@
+"""What cannot be folded says why, and what was given stays as it was."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from fold_models import filled
+
+import jaxbn
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 3)), jnp.float32)
+
+
+class Net(nn.Module):
+    """Batch norms of every kind that does not fold."""
+
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        def norm(name, **fields):
+            return jaxbn.linen.BatchNorm(not self.train, name=name, **fields)
+
+        behind_activation = norm("relu_norm")(nn.relu(nn.Conv(4, (3, 3), name="relu_conv")(x)))
+        y = nn.Conv(4, (3, 3), name="shared_output")(x)
+        residual = norm("residual_norm")(y) + y
+        twice = nn.Dense(4, name="twice")
+        called_twice = norm("twice_norm")(twice(x)) + twice(x[::-1])
+        before_padding = nn.Conv(4, (3, 3), name="padded")(norm("padded_norm")(x[..., :2]))
+        other_axis = norm("axis_norm", axis=1)(nn.Conv(4, (3, 3), name="axis_conv")(x))
+        before_no_bias = nn.Dense(4, use_bias=False, name="no_bias")(norm("no_bias_norm")(x[..., :2]))
+        own_relu = nn.Dense(4, name="after_relu")(norm("own_relu_norm", activation="relu")(x[..., :2]))
+        return behind_activation + residual + called_twice + before_padding + other_axis + before_no_bias + own_relu
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return filled(jax.eval_shape(Net().init, jax.random.key(0), X))
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("relu_conv", "relu_norm"), "the input of relu_norm is not the output of relu_conv, it is made by `relu`"),
+        (("shared_output", "residual_norm"), "the output of shared_output is read by others than residual_norm too"),
+        (("twice", "twice_norm"), "twice: it is called 2 times"),
+        (("padded_norm", "padded"), "padded: it pads its input with zeros \\(padding 'SAME'\\)"),
+        (("axis_conv", "axis_norm"), "axis_norm: its feature axis is 1 and not the last"),
+        (("no_bias_norm", "no_bias"), "no_bias: it has no bias to take up the mean"),
+        (("own_relu_norm", "after_relu"), "own_relu_norm: its own activation or residual stands between"),
+        (("relu_conv", "padded"), "one of them must be a batch norm, the other a convolution or dense layer"),
+        (("relu_conv", "relu_morm"), "'relu_morm' is no convolution, dense layer or batch norm that the model calls"),
+    ],
+)
+def test_a_pair_that_cannot_be_folded_says_why(variables, pair, message):
+    copy = jax.tree.map(jnp.copy, variables)
+    with pytest.raises(ValueError, match=f"{message}.*nothing was changed"):
+        jaxbn.fold(Net(), variables, X, pairs=[pair])
+    jax.tree.map(np.testing.assert_array_equal, variables, copy)
+
+
+def test_a_model_without_a_pair_lists_every_reason(variables):
+    assert jaxbn.foldable_pairs(Net(), variables, X) == []
+    with pytest.raises(ValueError, match="no batch norm that can be folded") as error:
+        jaxbn.fold(Net(), variables, X)
+    assert all(name in str(error.value) for name in variables["batch_stats"])
+
+
+def test_training_arguments_are_refused(variables):
+    with pytest.raises(ValueError, match="must be called with use_running_average=True, got False"):
+        jaxbn.fold(Net(train=True), variables, X)
+
+
+def test_weights_that_are_normalized_themselves_are_refused():
+    model = nn.Sequential([nn.WeightNorm(nn.Dense(3)), nn.BatchNorm(use_running_average=True)])
+    variables = filled(model.init(jax.random.key(0), X))
+    with pytest.raises(ValueError, match=r"Folding would change the outputs by .* Nothing was changed"):
+        jaxbn.fold(model, variables, X)
+
+
+def test_weights_that_nnx_shares_are_refused():
+    rngs = nnx.Rngs(0)
+    tied, twin = nnx.Linear(3, 3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
+    twin.kernel = tied.kernel
+    model = nnx.Sequential(tied, nnx.BatchNorm(3, rngs=rngs), nnx.relu, twin)
+    nnx.update(model, filled(nnx.state(model)))
+    before = model.layers[0].kernel[...]
+    with pytest.raises(ValueError, match="used in another place"):
+        jaxbn.fold(model, X)
+    np.testing.assert_array_equal(model.layers[0].kernel[...], before)
+
+
+def test_a_layer_under_scan_is_refused():
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.BatchNorm(use_running_average=True, name="norm")(nn.Dense(3, name="dense")(x)), None
+
+    stack = nn.scan(Body, {"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=2)
+    model = stack()
+    variables = model.init(jax.random.key(0), X, None)
+    with pytest.raises(ValueError, match="norm: its variables are stacked"):
+        jaxbn.fold(model, variables, X, None)
+
+
+def test_a_kernel_that_overflows_its_dtype_is_refused():
+    layer = {"kernel": jnp.full((2, 2), 1000.0, jnp.float16)}
+    with pytest.raises(ValueError, match="not finite in float16"):
+        jaxbn.fold_into_previous(layer, {}, {"mean": jnp.zeros(2), "var": jnp.zeros(2)})
+
+
+def test_another_number_of_features_is_refused():
+    stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+    with pytest.raises(
+        ValueError, match=r"has 2 output features \(axis 1 of float32\[4, 2\]\), the batch norm has \[3\]"
+    ):
+        jaxbn.fold_into_previous({"kernel": jnp.ones((4, 2))}, {}, stats)
+    with pytest.raises(
+        ValueError, match=r"has 4 input features \(axis 0, groups: 1 of float32\[4, 2\]\), .* has \[3\]"
+    ):
+        jaxbn.fold_into_next({}, stats, {"kernel": jnp.ones((4, 2))})
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match="must be a linen or nnx module, got dict"):
+        jaxbn.fold({}, X)
+    with pytest.raises(TypeError, match="needs the variables of a linen model"):
+        jaxbn.fold(nn.Dense(2))
