@@ -128,7 +128,9 @@ def _packed(arrays: list[jax.Array], move: Callable[[jax.Array], jax.Array]) -> 
 def merge_across_devices(local: Moments, pivot: jax.Array, hint: jax.Array | None, reduction: Reduction):
     """From moments about each device's own pivot to those of all devices about a common one."""
     if not reduction.two_pass:
-        common = jnp.zeros_like(local.mean) if hint is None else hint.astype(pivot.dtype)
+        # Not zeros_like: those would count as different on each device, and the merged moments with them.
+        zeros = jnp.zeros(local.mean.shape, local.mean.dtype)
+        common = zeros if hint is None else hint.astype(pivot.dtype)
         local, pivot = local._replace(mean=(pivot - common) + local.mean), common
     if reduction.groups is None and sync.axis_size(reduction.names) > sync.GATHER_LIMIT:
         # As accurate as the pivot is close, and no larger on larger axes.
