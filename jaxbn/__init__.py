@@ -5,6 +5,7 @@ from jaxbn.batch_norm import batch_norm, normalize_batch
 from jaxbn.merge import merge_moments
 from jaxbn.moments import batch_moments
 from jaxbn.normalize import normalize
+from jaxbn.replicas import merge_batch_stats
 from jaxbn.running import init, update_batch_stats
 from jaxbn.types import Moments
 
@@ -14,6 +15,7 @@ __all__ = [
     "batch_norm",
     "commit_moments",
     "init",
+    "merge_batch_stats",
     "merge_moments",
     "normalize",
     "normalize_batch",
