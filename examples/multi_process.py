@@ -111,8 +111,8 @@ def train(folder: epath.Path, *, steps: int, batch_size: int, seed: int, save_ev
     Returns:
       The state, and the loss of each step that was made, by number.
     """
-    digits = load_digits()
-    images, labels = (digits["data"] / 16).astype(np.float32), digits["target"].astype(np.int32)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
+    images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, P("batch"))
     state = jax.device_put(init(seed), NamedSharding(mesh, P()))
