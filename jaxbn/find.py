@@ -1,8 +1,8 @@
 """Where the batch norms of a model are: the places of its tree whose `batch_stats` hold a mean and a variance.
 
-A model is given by its variables, `{'params': tree, 'batch_stats': tree}` (those of Flax linen, or plain trees made with
-`jaxbn.init`), or it is a `flax.nnx` module or its `nnx.State`. LayerNorm and GroupNorm have scales of the same name and
-no statistics: they are not found.
+A model is given by its variables, `{'params': tree, 'batch_stats': tree}` (those of Flax linen, or plain trees made
+with `jaxbn.init`), or it is a `flax.nnx` module or its `nnx.State`. LayerNorm and GroupNorm have scales of the same
+name and no statistics: they are not found.
 """
 
 import sys
@@ -38,8 +38,7 @@ def find_batch_norms(model: Any) -> dict[Path, Found]:
         if _is_batch_stats(stats):
             path = plain_path(keys)
             params = get_at(variables.get("params", {}), path, {})
-            params = {k: params[k] for k in ("scale", "bias") if isinstance(params, Mapping) and k in params}
-            found[path] = Found(_unboxed(params), _unboxed(dict(stats)))
+            found[path] = Found(_only(("scale", "bias"), params), _only(("mean", "var", "count"), stats))
     if not found:
         raise ValueError("The model must have a batch norm: no place of its `batch_stats` holds 'mean' and 'var'.")
     return found
@@ -112,7 +111,8 @@ def _is_batch_stats(node: Any) -> bool:
     return isinstance(node, Mapping) and {"mean", "var"} <= set(node)
 
 
-def _unboxed(tree):
-    """The arrays themselves, where Flax keeps them in boxes with the names of their sharding."""
+def _only(names: tuple[str, ...], node: Any) -> dict[str, jax.Array]:
+    """The arrays of those names, out of the boxes in which Flax keeps them with the names of their sharding."""
+    arrays = {k: node[k] for k in names if isinstance(node, Mapping) and k in node}
     meta = sys.modules.get("flax.core.meta")
-    return tree if meta is None else meta.unbox(tree)
+    return arrays if meta is None else meta.unbox(arrays)
