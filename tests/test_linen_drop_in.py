@@ -21,8 +21,7 @@ CASES = {
     # name: (fields, shape of x, dtype of x, mask, tolerance)
     "defaults": ({}, (6, 3), "float32", None, 1e-5),
     "no scale": ({"use_scale": False, "momentum": 0.5}, (6, 3), "float32", None, 1e-5),
-    "no bias": ({"use_bias": False, "epsilon": 0.1}, (6, 3), "float32", None, 1e-5),
-    "channels first": ({"axis": 1, **RANDOM}, (6, 3, 4), "float32", None, 1e-5),
+    "no bias": ({"use_bias": False, "epsilon": 0.1, "axis": 1}, (6, 3, 2), "float32", None, 1e-5),
     "several feature axes": ({"axis": (1, -1), **RANDOM}, (6, 3, 2, 4), "float32", None, 1e-5),
     "two passes": ({"use_fast_variance": False, **RANDOM}, (6, 5, 3), "float32", None, 1e-5),
     "half output": ({"dtype": jnp.bfloat16, **RANDOM}, (6, 3), "float32", None, 2e-2),
@@ -116,7 +115,7 @@ def test_a_network_has_the_paths_and_initial_values_of_flax():
         return Block()
 
     x = jnp.asarray(data((6, 3), "float32")[0])
-    ours, flax = (network(norm).init(jax.random.key(3), x) for norm in (OURS, FLAX))
+    ours, flax = (jax.jit(network(norm).init)(jax.random.key(3), x) for norm in (OURS, FLAX))
     assert_same(ours, flax, 0)
 
 
