@@ -208,6 +208,6 @@ def _over_chunks(one_batch, axis: int, chunk: int, scale, bias, mean, var, x, ma
     y, pivots, moments = over_batches(scale, bias, mean, var, chunks, mask, residual)
     # About a common pivot, one sum merges them: one collective where the chunks lie on several devices.
     common = jnp.where(program_fits(), pivots[0], mean.astype(pivots.dtype))
-    about_common = moments._replace(mean=(pivots - common) + moments.mean)
+    about_common = moments._replace(mean=(pivots - common[None]) + moments.mean)
     merged = merge_sums(about_common, lambda sums: [s.sum(0) for s in sums])
     return y.reshape(x.shape), merged._replace(mean=common + merged.mean)
