@@ -1,7 +1,7 @@
 """Every way to split a batch of 8 over four members: each turns a layer of one member into one of the whole batch.
 
-A layer takes `(params, batch_stats, x, mask)` and returns `y, new_stats`; split, it takes them whole and returns y whole
-and `new_stats` stacked, [members, ...]. What is split is the first axis of `x`, and of the mask where it has one.
+A layer takes `(params, batch_stats, x, mask)` and returns `y, new_stats`; split, it takes them whole and returns y
+whole and `new_stats` stacked, [members, ...]. What is split is the first axis of `x`, and of the mask where it has one.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
