@@ -1,10 +1,16 @@
 """Batch normalization for JAX and Flax: one batch, one answer, however it is split."""
 
 from jaxbn.accumulate import commit_moments, zero_moments
+from jaxbn.averages import debiased
 from jaxbn.batch_norm import batch_norm, normalize_batch
+from jaxbn.collect import collect_moments
+from jaxbn.fold import fold, foldable_pairs
+from jaxbn.fold_pair import fold_into_next, fold_into_previous
+from jaxbn.masks import batch_norm_mask
 from jaxbn.merge import merge_moments
 from jaxbn.moments import batch_moments
 from jaxbn.normalize import normalize
+from jaxbn.recalibrate import recalibrate
 from jaxbn.replicas import merge_batch_stats
 from jaxbn.running import init, update_batch_stats
 from jaxbn.types import Moments
@@ -13,12 +19,20 @@ __all__ = [
     "Moments",
     "batch_moments",
     "batch_norm",
+    "batch_norm_mask",
+    "collect_moments",
     "commit_moments",
+    "debiased",
+    "fold",
+    "fold_into_next",
+    "fold_into_previous",
+    "foldable_pairs",
     "init",
     "merge_batch_stats",
     "merge_moments",
     "normalize",
     "normalize_batch",
+    "recalibrate",
     "update_batch_stats",
     "zero_moments",
 ]

@@ -1,5 +1,7 @@
 """Recalibration ("precise BN"): the exact statistics of a data set for every batch norm of a model."""
 
+import functools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -94,11 +96,14 @@ def recalibrate(
         )
     run, state = collector(forward, model)
     stats, moments = [f.batch_stats for f in found.values()], []
-    for number in range(1, (len(found) if sequential else 1) + 1):
-        label = f"Recalibrating, pass {number} of at most {len(found)}" if sequential else "Recalibrating"
+    # Layers that nn.scan or nnx.scan stacks stand in one array, and are still one after the other.
+    num_passes = sum(math.prod(s["mean"].shape[:-1]) for s in stats) if sequential else 1
+    for number in range(1, num_passes + 1):
+        label = f"Recalibrating, pass {number} of at most {num_passes}" if sequential else "Recalibrating"
         shown = load("rich.progress", "progress=True").track(batches, label) if progress else batches
         moments, num_batches = _merge_all(run(state, stats, batch) for batch in shown)
-        old, stats = stats, [_set(s, m, num_batches, unbiased) for s, m in zip(stats, moments, strict=True)]
+        old, stats = stats, _set(stats, moments, num_batches, unbiased=unbiased)
+        stats = jax.tree.map(_placed_as, old, stats)
         if jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), old, stats)):
             break
     _check_finite(dict(zip(found, moments, strict=True)))
@@ -135,7 +140,12 @@ def _merge_all(parts: Iterable[list[Moments]]) -> tuple[list[Moments], int]:
     return total, number
 
 
-def _set(batch_stats: BatchStats, moments: Moments, num_batches: int, unbiased: bool) -> BatchStats:
+@functools.partial(jax.jit, static_argnames="unbiased")
+def _set(stats: list[BatchStats], moments: list[Moments], num_batches: int, *, unbiased: bool) -> list[BatchStats]:
+    return [_set_layer(s, m, num_batches, unbiased) for s, m in zip(stats, moments, strict=True)]
+
+
+def _set_layer(batch_stats: BatchStats, moments: Moments, num_batches: int, unbiased: bool) -> BatchStats:
     """The statistics replaced by the moments, channel by channel, where these can be used."""
     dtype = jnp.promote_types(batch_stats["mean"].dtype, moments.mean.dtype)
     old = {"mean": jnp.asarray(batch_stats["mean"], dtype), "var": jnp.asarray(batch_stats["var"])}
@@ -145,9 +155,9 @@ def _set(batch_stats: BatchStats, moments: Moments, num_batches: int, unbiased: 
     usable = (moments.count > 0) & jnp.isfinite(moments.mean) & jnp.isfinite(moments.var)
     new = {name: jnp.where(usable, fresh[name], old[name]) for name in old}
     if "count" in batch_stats:
-        seen = jnp.any(usable)
-        new["count"] = jnp.where(seen, jnp.full_like(batch_stats["count"], num_batches), batch_stats["count"])
-    return {name: _placed_as(batch_stats[name], value) for name, value in new.items()}
+        count = jnp.asarray(batch_stats["count"])
+        new["count"] = jnp.where(jnp.any(usable), jnp.full_like(count, num_batches), count)
+    return new
 
 
 def _placed_as(old: Any, new: jax.Array) -> jax.Array:
