@@ -1,5 +1,6 @@
 """Batch normalization for JAX and Flax: one batch, one answer, however it is split."""
 
+from jaxbn import interop
 from jaxbn.accumulate import commit_moments, zero_moments
 from jaxbn.averages import debiased
 from jaxbn.batch_norm import batch_norm, normalize_batch
@@ -28,6 +29,7 @@ __all__ = [
     "fold_into_previous",
     "foldable_pairs",
     "init",
+    "interop",
     "merge_batch_stats",
     "merge_moments",
     "normalize",

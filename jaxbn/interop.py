@@ -1,0 +1,170 @@
+"""Weights from and to PyTorch and Keras 3: names, layouts, and the conventions of their batch norms.
+
+|                       | jaxbn, Flax          | PyTorch                    | Keras 3                  |
+|-----------------------|----------------------|----------------------------|--------------------------|
+| scale, bias           | scale, bias          | weight, bias               | gamma, beta              |
+| running statistics    | mean, var            | running_mean, running_var  | moving_mean, moving_variance |
+| number of updates     | count                | num_batches_tracked        |                          |
+| momentum              | weight of the old    | weight of the new          | weight of the old        |
+| running variance      | divided by n         | divided by n - 1           | divided by n             |
+| epsilon               | 1e-5                 | 1e-5                       | 1e-3                     |
+
+`BatchNorm(**interop.PYTORCH)` trains on with the running statistics of PyTorch, `BatchNorm(**interop.KERAS)` with
+those of Keras.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxbn.interop_files import load, save
+from jaxbn.interop_layout import KERAS as KERAS_WEIGHTS
+from jaxbn.interop_layout import TORCH as TORCH_WEIGHTS
+from jaxbn.interop_layout import AfterFlatten, ConvTranspose, Depthwise, Layout
+from jaxbn.interop_options import KERAS, PYTORCH, from_torch_options, to_torch_options
+from jaxbn.interop_slots import open_model
+from jaxbn.interop_transfer import give, take
+
+__all__ = [
+    "KERAS",
+    "PYTORCH",
+    "AfterFlatten",
+    "ConvTranspose",
+    "Depthwise",
+    "from_keras",
+    "from_torch",
+    "from_torch_options",
+    "load",
+    "save",
+    "to_keras",
+    "to_torch",
+    "to_torch_options",
+]
+
+
+def from_torch(
+    state_dict: Mapping[str, Any],
+    model,
+    *,
+    names: Mapping[str, str] | None = None,
+    prefix: str = "",
+    layouts: Mapping[str, Layout] | None = None,
+):
+    """The model with the weights of a PyTorch `state_dict`. All of them fit, or none is taken.
+
+    Args:
+      state_dict: name -> array or tensor, as `model.state_dict()` or `interop.load(file)` give it.
+      model: variables {'params': ..., 'batch_stats': ...} of linen (arrays, or what `jax.eval_shape` makes of `init`),
+        or an nnx module: what the weights are for. It gives names, shapes and dtypes, and is unchanged.
+      names: path of a layer -> its name in PyTorch, where it is another: {'Conv_0': 'features.0'}. By default
+        'layer1/0/bn1' is 'layer1.0.bn1'.
+      prefix: in front of every name in PyTorch, 'module.' for one that was trained with `DistributedDataParallel`.
+      layouts: path of a layer -> `interop.ConvTranspose(transpose_kernel)` or, for a dense layer behind a flattened
+        image, `interop.AfterFlatten(height, width, channels)`. An nnx module shows its own transposed convolutions.
+
+    Returns:
+      New variables or a new module, of the structure and dtypes of `model`. `num_batches_tracked` becomes the `count`
+      of a batch norm that has one, and is dropped otherwise.
+
+    Raises:
+      ValueError: entries are missing, left over or of another shape: all are listed, with the names of both sides.
+      TypeError: an entry is no array, or `model` is no model.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from jaxbn import interop
+      >>> like = {"params": {"fc": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}, "batch_stats": {}}
+      >>> state_dict = {"fc.weight": np.array([[1, 2, 3], [4, 5, 6]]), "fc.bias": np.zeros(2)}
+      >>> interop.from_torch(state_dict, like)["params"]["fc"]["kernel"].tolist()
+      [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
+    """
+    return take(TORCH_WEIGHTS, state_dict, *open_model(model, TORCH_WEIGHTS, names, prefix, layouts))
+
+
+def to_torch(
+    model,
+    *,
+    names: Mapping[str, str] | None = None,
+    prefix: str = "",
+    layouts: Mapping[str, Layout] | None = None,
+) -> dict[str, np.ndarray]:
+    """The weights of a model as a PyTorch `state_dict` of NumPy arrays.
+
+    `torch_model.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})` takes it, and so does
+    `interop.save('model.safetensors', state_dict)`.
+
+    Args:
+      model: variables {'params': ..., 'batch_stats': ...} of linen, or an nnx module.
+      names, prefix, layouts: as in `from_torch`.
+
+    Returns:
+      name -> array; bfloat16 as float32, which NumPy and PyTorch exchange, `count` as int64.
+
+    Raises:
+      ValueError, TypeError: as `from_torch`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxbn import interop
+      >>> interop.to_torch({"params": {"fc": {"kernel": jnp.zeros((3, 2))}}, "batch_stats": {}})["fc.weight"].shape
+      (2, 3)
+    """
+    return give(TORCH_WEIGHTS, open_model(model, TORCH_WEIGHTS, names, prefix, layouts)[0])
+
+
+def from_keras(
+    weights: Mapping[str, Any] | Iterable[Any],
+    model,
+    *,
+    names: Mapping[str, str] | None = None,
+    prefix: str = "",
+    layouts: Mapping[str, Layout] | None = None,
+):
+    """The model with the weights of a Keras 3 model. All of them fit, or none is taken.
+
+    Args:
+      weights: `keras_model.weights`, or path -> array, 'sequential/conv2d/kernel' say.
+      model, names: as in `from_torch`; a path is the same in Keras by default.
+      prefix: in front of every path in Keras, 'sequential/' say.
+      layouts: path of a layer -> `interop.ConvTranspose(transpose_kernel)` or `interop.Depthwise(features)`.
+
+    Returns:
+      New variables or a new module, of the structure and dtypes of `model`. A `count` stays: Keras has none. So do the
+      states of its random generators, which have no place here.
+
+    Raises:
+      ValueError, TypeError: as `from_torch`.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> from jaxbn import interop
+      >>> like = {"params": {"bn": {"scale": jnp.zeros(1)}}, "batch_stats": {"bn": {"mean": jnp.zeros(1)}}}
+      >>> weights = {"net/bn/gamma": np.array([2.0]), "net/bn/moving_mean": np.array([3.0])}
+      >>> interop.from_keras(weights, like, prefix="net/")["batch_stats"]["bn"]["mean"].tolist()
+      [3.0]
+    """
+    arrays = weights if isinstance(weights, Mapping) else {w.path: w for w in weights}
+    slots, build = open_model(model, KERAS_WEIGHTS, names, prefix, layouts)
+    return take(KERAS_WEIGHTS, arrays, slots, build)
+
+
+def to_keras(
+    model,
+    *,
+    names: Mapping[str, str] | None = None,
+    prefix: str = "",
+    layouts: Mapping[str, Layout] | None = None,
+) -> dict[str, np.ndarray]:
+    """The weights of a model by their paths in Keras 3: `for w in keras_model.weights: w.assign(weights[w.path])`.
+
+    Args:
+      model, names, prefix, layouts: as in `from_keras`.
+
+    Returns:
+      path -> array.
+
+    Raises:
+      ValueError, TypeError: as `from_keras`.
+    """
+    return give(KERAS_WEIGHTS, open_model(model, KERAS_WEIGHTS, names, prefix, layouts)[0])

@@ -1,0 +1,52 @@
+"""The fields of a batch norm of Flax or jaxbn, and the arguments of PyTorch's and Keras' that mean the same."""
+
+from types import MappingProxyType
+from typing import Any
+
+PYTORCH = MappingProxyType({"momentum": 0.9, "epsilon": 1e-5, "unbiased": True})
+"""The fields of a batch norm that behaves as `torch.nn.BatchNorm2d()`."""
+KERAS = MappingProxyType({"momentum": 0.99, "epsilon": 1e-3, "unbiased": False})
+"""The fields of a batch norm that behaves as `keras.layers.BatchNormalization()`."""
+
+
+def from_torch_options(momentum: float | None = 0.1, eps: float = 1e-5, affine: bool = True) -> dict[str, Any]:
+    """The fields of a batch norm that behaves as `torch.nn.BatchNorm2d(momentum=..., eps=..., affine=...)`.
+
+    Example:
+      >>> from jaxbn import interop
+      >>> interop.from_torch_options(momentum=0.03)["momentum"]
+      0.97
+    """
+    if momentum is not None and not 0 <= momentum <= 1:
+        raise ValueError(f"`momentum`, PyTorch's weight of the new value, must be in [0, 1] or None, got {momentum!r}.")
+    mine = None if momentum is None else round(1 - momentum, 15)
+    return {"momentum": mine, "epsilon": eps, "unbiased": True, "use_scale": affine, "use_bias": affine}
+
+
+def to_torch_options(
+    momentum: float | None = 0.99,
+    epsilon: float = 1e-5,
+    unbiased: bool = False,
+    use_scale: bool = True,
+    use_bias: bool = True,
+) -> dict[str, Any]:
+    """The arguments of `torch.nn.BatchNorm2d` for a batch norm with these fields.
+
+    Raises:
+      ValueError: PyTorch has no such batch norm: it always divides by n - 1, and has both scale and bias or neither.
+
+    Example:
+      >>> from jaxbn import interop
+      >>> interop.to_torch_options(**interop.PYTORCH)
+      {'momentum': 0.1, 'eps': 1e-05, 'affine': True}
+    """
+    if not unbiased:
+        raise ValueError("`unbiased` must be True: the running variance of PyTorch is divided by n - 1, got False.")
+    if use_scale != use_bias:
+        raise ValueError(
+            f"`use_scale` and `use_bias` must be equal: PyTorch has both or neither, got {use_scale} and {use_bias}."
+        )
+    if not (momentum is None or isinstance(momentum, float | int)):
+        raise ValueError(f"`momentum` must be a number or None: PyTorch has no schedule of it, got {momentum!r}.")
+    theirs = None if momentum is None else round(1 - momentum, 15)
+    return {"momentum": theirs, "eps": epsilon, "affine": use_scale}
