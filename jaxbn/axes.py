@@ -62,6 +62,11 @@ def is_split(x: jax.Array) -> bool:
     return any(part is not None for part in jax.typeof(x).sharding.spec)
 
 
+def broadcast_like(v: jax.Array, x: jax.Array) -> jax.Array:
+    """`v` in the shape of `x`, split over devices as it is."""
+    return jnp.broadcast_to(v, x.shape, out_sharding=jax.typeof(x).sharding if is_split(x) else None)
+
+
 def _num_blocks(x: jax.Array, axes: tuple[int, ...]) -> int:
     """In how many blocks of rows XLA:GPU sums an array, 1 where it should sum it in one go.
 

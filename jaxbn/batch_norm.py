@@ -16,7 +16,7 @@ from jaxbn.normalize import normalize, normalize_centred
 from jaxbn.program import program_fits
 from jaxbn.running import update_batch_stats
 from jaxbn.sync import check_axis_name, check_groups
-from jaxbn.types import Activation, AxisIndexGroups, AxisName, Axes, BatchStats, Moments, Momentum, Params
+from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, BatchStats, Moments, Momentum, Params
 
 
 def batch_norm(
@@ -200,7 +200,7 @@ def _over_chunks(one_batch, axis: int, chunk: int, scale, bias, mean, var, x, ma
     def split(v):
         if v is None or v.shape[axis] == 1:
             return v, None
-        return v.reshape(v.shape[:axis] + (-1, chunk) + v.shape[axis + 1 :]), axis
+        return v.reshape(*v.shape[:axis], -1, chunk, *v.shape[axis + 1 :]), axis
 
     mask = None if mask is None else expand_mask(mask, x.ndim)
     (chunks, a), (mask, b), (residual, c) = split(x), split(mask), split(residual)

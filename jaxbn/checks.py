@@ -22,7 +22,7 @@ def check_input(x, name: str = "x") -> jax.Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
-            f"`{name}` must be floating or complex, got {describe(x)}; convert it first, with x.astype(jnp.float32) say."
+            f"`{name}` must be floating or complex, got {describe(x)}; x.astype(jnp.float32) converts it."
         )
     if x.ndim < 1:
         raise ValueError(f"`{name}` must have at least one axis, the feature axis, got {describe(x)}.")

@@ -1,11 +1,12 @@
 """Moments: the statistics of a batch, and how two of them merge.
 
-`Moments` are computed about a pivot: those of `x - pivot`, with a pivot near the mean. Squaring small numbers instead of
-large ones keeps the variance accurate at any offset, and the mean, kept as `pivot + delta`, is known to more digits than
-one float holds.
+`Moments` are computed about a pivot: those of `x - pivot`, with a pivot near the mean. Squaring small numbers instead
+of large ones keeps the variance accurate at any offset, and the mean, kept as `pivot + delta`, is known to more digits
+than one float holds.
 """
 
 import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from jaxbn import checks, sync
-from jaxbn.axes import expand, feature_axes, expand_mask, num_rows, reduction_axes, row_sums
+from jaxbn.axes import expand, expand_mask, feature_axes, num_rows, reduction_axes, row_sums
 from jaxbn.merge import (
     Reduction,
     abs_squared,
@@ -24,9 +25,9 @@ from jaxbn.merge import (
     merge_across_devices,
     real_dtype,
 )
+from jaxbn.passes import fresh
 from jaxbn.program import program_fits
 from jaxbn.types import Axes, AxisIndexGroups, AxisName, Moments
-
 
 MOMENTS = "batch_moments"
 """The name under which `jax.checkpoint` policies find the moments of a batch."""
@@ -114,6 +115,14 @@ def _weigh(values: jax.Array, weights: jax.Array | None) -> jax.Array:
     return jnp.where(weights > 0, weights.astype(values.dtype) * values, jnp.zeros((), values.dtype))
 
 
+def _centred(x: jax.Array, weights: jax.Array | None, parts, reduction: Reduction) -> jax.Array:
+    """x - parts[0] - ..., zero where it has no weight."""
+    x = x.astype(parts[0].dtype)
+    for part in parts:
+        x = x - expand(part, reduction.axes, x.ndim)
+    return x if weights is None else jnp.where(weights > 0, x, jnp.zeros((), x.dtype))
+
+
 def _mean(x: jax.Array, weights: jax.Array | None, reduction: Reduction) -> jax.Array:
     (total,) = row_sums([_weigh(x, weights)], reduction.axes)
     count = _count(x, weights, reduction.axes)
@@ -143,15 +152,7 @@ def _pivot(x: jax.Array, weights: jax.Array | None, hint: jax.Array | None, redu
     if reduction.two_pass:
         return _mean(wide, weights, reduction)
     local = reduction._replace(names=(), groups=None)
-    if weights is not None:
-        pivot = _mean(wide, weights, local)
-    else:
-        # Every sum is a kernel of its own on a CPU: the exact mean costs no more there than the sum about a pivot.
-        pivot = lax.platform_dependent(
-            x,
-            cpu=lambda x: _mean(x.astype(wide.dtype), None, local),
-            default=lambda x: _mean_of_some_rows(x, reduction.axes),
-        )
+    pivot = _mean_of_some_rows(x, reduction.axes) if weights is None else _mean(wide, weights, local)
     # A non-finite pivot would spread from its own row to the channel; the sums tell of it anyway.
     pivot = jnp.where(jnp.isfinite(pivot), pivot, jnp.zeros((), pivot.dtype))
     return pivot if hint is None else jnp.where(program_fits(), pivot, hint.astype(pivot.dtype))
@@ -168,10 +169,13 @@ def shifted_moments(
     weights = _weights(mask, x.ndim, accumulator(x.dtype))
     pivot = _pivot(x, weights, hint, reduction)
     count = _count(x, weights, reduction.axes)
-    centred = x.astype(pivot.dtype) - expand(pivot, reduction.axes, x.ndim)
-    centred = _weigh(centred, None if weights is None else (weights > 0).astype(weights.dtype))
+    first_x, first_pivot = fresh(x, pivot)
+    second_x, second_pivot = fresh(x, first_pivot)
     total, square = row_sums(
-        [_weigh(centred, weights), _weigh(abs_squared(centred), weights)],
+        [
+            _weigh(_centred(first_x, weights, (first_pivot,), reduction), weights),
+            _weigh(abs_squared(_centred(second_x, weights, (second_pivot,), reduction)), weights),
+        ],
         reduction.axes,
     )
     delta = divide(total, count)
@@ -196,10 +200,8 @@ def _shifted_moments_jvp(reduction, primals, tangents):
     def tangent(x, mask, pivot, moments, dx):
         weights = _weights(mask, x.ndim, accumulator(x.dtype))
         dx = dx.astype(pivot.dtype)
-        centred = x.astype(pivot.dtype)
-        for part in (pivot, moments.mean):
-            centred = centred - expand(part, reduction.axes, x.ndim)
-        centred = _weigh(centred, None if weights is None else (weights > 0).astype(weights.dtype))
+        x, centre = fresh(x, (pivot, moments.mean))
+        centred = _centred(x, weights, centre, reduction)
         dtotal, dsquare = row_sums([_weigh(dx, weights), _weigh(conj_times(centred, dx), weights)], reduction.axes)
         if reduction.names:
             dtotal, dsquare = all_sum([dtotal, dsquare], reduction)

@@ -10,8 +10,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxbn import checks, sync
 from jaxbn.activations import check_activation
-from jaxbn.axes import expand, feature_axes, spread
+from jaxbn.axes import broadcast_like, expand, feature_axes, spread
 from jaxbn.merge import accumulator, real_dtype
+from jaxbn.passes import fresh, narrow_sum
 from jaxbn.types import Activation, Axes, Params, promote
 
 
@@ -110,7 +111,7 @@ def normalize_centred(scale, bias, x, centre, var, residual, axes, epsilon, dtyp
 
 
 def _subtract(x: jax.Array, parts, axes: tuple[int, ...]) -> jax.Array:
-    """x - parts[0] - parts[1] - ..., [C] each, one after the other: at a large offset, one float would round the mean."""
+    """x - parts[0] - ..., [C] each, one after the other: at a large offset, one float would round the mean."""
     for part in parts:
         x = x - expand(part, axes, x.ndim)
     return x
@@ -135,8 +136,7 @@ def _pre_activation(affine: Affine, vectors: _Vectors, x, residual) -> jax.Array
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def apply_affine(affine: Affine, scale, bias, x, centre, var, residual) -> jax.Array:
     """activation((x - mean) * multiplier + bias + residual), where the mean is the sum of the parts in `centre`."""
-    # Behind a barrier, x - mean is computed again from x and not kept from the moments.
-    vectors = lax.optimization_barrier(_Vectors(multiplier(scale, var, affine.epsilon), bias, centre))
+    x, vectors = fresh(x, _Vectors(multiplier(scale, var, affine.epsilon), bias, centre))
     y = _pre_activation(affine, vectors, x, residual)
     return (y if affine.activation is None else affine.activation(y)).astype(affine.dtype)
 
@@ -154,7 +154,7 @@ def _apply_affine_jvp(affine, primals, tangents):
         return _tangent(affine, primals, tangents)
 
     dy = tangent(primals, tangents)
-    return y, jnp.zeros_like(y) if dy is None else dy.astype(y.dtype)
+    return y, jnp.zeros_like(y) if dy is None else dy
 
 
 def _tangent(affine: Affine, primals, tangents) -> jax.Array | None:
@@ -165,7 +165,8 @@ def _tangent(affine: Affine, primals, tangents) -> jax.Array | None:
     scale, bias, x, centre, var, residual = primals
     dscale, dbias, dx, dcentre, dvar, dresidual = tangents
     inverse = multiplier(None, var, affine.epsilon)
-    vectors = _Vectors(multiplier(scale, var, affine.epsilon), bias, centre)
+    # The barrier tells these vectors from those of the forward pass, which shall not be stored for this one.
+    vectors = lax.optimization_barrier(_Vectors(multiplier(scale, var, affine.epsilon), bias, centre))
     a, wide = vectors.multiplier, vectors.multiplier.dtype
     k = _add(
         None if dscale is None else dscale * inverse.astype(wide),
@@ -183,16 +184,16 @@ def _tangent(affine: Affine, primals, tangents) -> jax.Array | None:
     if k is not None or c is not None:
         k, c = (jnp.zeros_like(a) if v is None else v for v in (k, c))
         k, c = spread(_as_varying_pair(k, c, x), x, affine.axes)
-        # Behind a barrier of its own, x - mean is computed again and not stored.
-        terms += [_subtract(x.astype(wide), lax.optimization_barrier(centre), affine.axes) * k, c]
+        own_x, vectors = fresh(x, vectors)
+        terms += [_subtract(own_x.astype(wide), vectors.centre, affine.axes) * k, c]
+    terms = [broadcast_like(t, x) for t in terms if t is not None]
     if affine.activation is not None:
-        # Each term takes its slope from x by itself, from vectors of its own: XLA would store one that they share.
+        # Each term takes its slope from x by itself: XLA would store one that they share.
         for i, term in enumerate(terms):
-            if term is not None:
-                vectors = lax.optimization_barrier(vectors)
-                z = _pre_activation(affine, vectors, x, residual)
-                terms[i] = jax.jvp(affine.activation, (z,), (jnp.broadcast_to(term, z.shape),))[1]
-    return _add(*terms)
+            own_x, vectors = fresh(x, vectors)
+            z = _pre_activation(affine, vectors, own_x, residual)
+            terms[i] = jax.jvp(affine.activation, (z,), (term,))[1]
+    return narrow_sum(terms, affine.dtype) if terms else None
 
 
 def _add(*terms):

@@ -1,4 +1,4 @@
-"""What only the lowering knows: the platform of the program that is being compiled, and over how many devices it runs."""
+"""What only the lowering knows: the platform of the program being compiled, and over how many devices it runs."""
 
 import jax
 import numpy as np

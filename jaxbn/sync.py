@@ -1,6 +1,7 @@
 """Mapped axes: what the devices (or vmap lanes) of an `axis_name` tell each other, in one collective."""
 
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,8 @@ def check_axis_name(axis_name: AxisName | None) -> tuple[str, ...]:
     lanes, _ = _split(names)
     if lanes and _checks_varying():
         raise ValueError(
-            f"`axis_name` must not name an axis of jax.vmap inside a jax.shard_map with check_vma=True, where JAX has no "
-            f"collectives over it, got {axis_name!r}, of which {lanes} are axes of vmap. Set check_vma=False."
+            f"`axis_name` must not name an axis of jax.vmap inside a jax.shard_map with check_vma=True, where JAX has "
+            f"no collectives over it, got {axis_name!r}, of which {lanes} are axes of vmap. Set check_vma=False."
         )
     return names
 
@@ -48,6 +49,7 @@ def check_groups(groups: AxisIndexGroups | None, names: tuple[str, ...]) -> tupl
 
     Raises:
       ValueError: there is no axis to group, or the groups are not a partition of it.
+      TypeError: the groups are no sequence of sequences of integers.
     """
     if groups is None:
         return None
@@ -55,7 +57,10 @@ def check_groups(groups: AxisIndexGroups | None, names: tuple[str, ...]) -> tupl
         raise ValueError(
             f"`axis_index_groups` needs an `axis_name` to group, got groups {groups!r} and no `axis_name`."
         )
-    canonical = tuple(tuple(int(i) for i in group) for group in groups)
+    try:
+        canonical = tuple(tuple(operator.index(i) for i in group) for group in groups)
+    except TypeError:
+        raise TypeError(f"`axis_index_groups` must be a sequence of sequences of integers, got {groups!r}.") from None
     size = axis_size(names)
     if sorted(i for group in canonical for i in group) != list(range(size)) or not all(canonical):
         raise ValueError(
@@ -93,7 +98,7 @@ def _checks_varying() -> bool:
 
 
 def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Marks `x` as different on each device where `like` is. Its transpose is the one collective of the backward pass."""
+    """Marks `x` as different on each device where `like` is; the transpose is a sum over them, one collective."""
     return _varying(x, tuple(jax.typeof(like).manual_axis_type.varying))
 
 
@@ -111,7 +116,7 @@ def gather(x: jax.Array, names: tuple[str, ...], *, invariant: bool = False) -> 
         x = x.reshape(sizes + x.shape[1:])
     order = devices + lanes[::-1]
     x = jnp.transpose(x, [order.index(n) for n in names] + list(range(len(names), len(names) + rank)))
-    return x.reshape((-1,) + x.shape[len(names) :])
+    return x.reshape(-1, *x.shape[len(names) :])
 
 
 def members(names: tuple[str, ...], groups: tuple[tuple[int, ...], ...] | None) -> jax.Array | None:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-
 Axes = int | Sequence[int]
 AxisName = str | Sequence[str]
 AxisIndexGroups = Sequence[Sequence[int]]
