@@ -14,11 +14,11 @@ from jaxbn import accumulate, checks
 from jaxbn.accumulate import as_complex_as, merge_into, zeros_of_layer
 from jaxbn.batch_norm import batch_norm, normalize_batch
 from jaxbn.running import init, update_batch_stats
-from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, Momentum
+from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
 
 
 class BatchMoments(nnx.BatchStat):
-    """The `jaxbn.Moments` of the microbatches of a step so far, on a layer that accumulates."""
+    """The count, mean or variance, [C], of the microbatches of a step so far, on a layer that accumulates."""
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -117,7 +117,7 @@ class BatchNorm(nnx.BatchNorm):
         self.mean = nnx.BatchStat(batch_stats["mean"])
         self.var = nnx.BatchStat(batch_stats["var"])
         self.count = nnx.BatchStat(batch_stats["count"]) if "count" in batch_stats else nnx.data(None)
-        self.batch_moments: BatchMoments | None = nnx.data(None)
+        self.batch_moments: dict[str, BatchMoments] | None = nnx.data(None)
         self.scale: nnx.Param[jax.Array] | None = nnx.data(None)
         if use_scale:
             self.scale = nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata)
@@ -193,8 +193,8 @@ class BatchNorm(nnx.BatchNorm):
         if self.batch_moments is None:
             self._write(update_batch_stats(batch_stats, moments, momentum=self.momentum, unbiased=self.unbiased))
         else:
-            merged = merge_into(self.batch_moments.get_value(), moments)
-            self.batch_moments.set_value(jax.lax.stop_gradient(merged))
+            for name, value in merge_into(_values(self.batch_moments), moments)._asdict().items():
+                _assign(self.batch_moments[name], value)
         return y
 
     def _promote(self, x: jax.Array):
@@ -217,18 +217,28 @@ class BatchNorm(nnx.BatchNorm):
         return batch_stats if self.count is None else batch_stats | {"count": self.count[...]}
 
     def _write(self, batch_stats: dict[str, Any]) -> None:
-        batch_stats = jax.lax.stop_gradient(batch_stats)
-        if self.mean[...].dtype != batch_stats["mean"].dtype:  # `variable[...] = value` would cast to real
-            self.mean.set_value(batch_stats["mean"])
         for name, value in batch_stats.items():
-            getattr(self, name)[...] = value
+            _assign(getattr(self, name), value)
+
+
+def _assign(variable: nnx.Variable, value: jax.Array) -> None:
+    value = jax.lax.stop_gradient(value)
+    if variable[...].dtype == value.dtype:
+        variable[...] = value
+    else:  # the first complex mean, which the line above would cast to real
+        variable.set_value(value)
+
+
+def _values(batch_moments: dict[str, BatchMoments]) -> Moments:
+    return Moments(**{name: variable[...] for name, variable in batch_moments.items()})
 
 
 def zero_moments(model: nnx.Module) -> None:
     """Begins a step of several microbatches: from here on the batch norms of `model` collect moments.
 
-    Each `jaxbn.nnx.BatchNorm` gets a variable `batch_moments` of no example. While it is there, training merges the
-    moments of each batch into it and leaves the running statistics alone, until `commit_moments`.
+    Each `jaxbn.nnx.BatchNorm` gets `batch_moments`, a `count`, `mean` and `var` of no example, of the type
+    `BatchMoments`, an `nnx.BatchStat`. While they are there, training merges the moments of each batch into them and
+    leaves the running statistics alone, until `commit_moments`.
 
     Args:
       model: a module with at least one `jaxbn.nnx.BatchNorm`, at any depth.
@@ -237,7 +247,8 @@ def zero_moments(model: nnx.Module) -> None:
       ValueError: there is none.
     """
     for layer in _layers(model):
-        layer.batch_moments = BatchMoments(zeros_of_layer(layer.mean[...]))
+        zeros = zeros_of_layer(layer.mean[...])._asdict()
+        layer.batch_moments = nnx.data({name: BatchMoments(value) for name, value in zeros.items()})
 
 
 def commit_moments(model: nnx.Module) -> None:
@@ -267,7 +278,7 @@ def commit_moments(model: nnx.Module) -> None:
             raise ValueError(
                 "`commit_moments` ends what `jaxbn.nnx.zero_moments(model)` begins, got a model without moments."
             )
-        moments = layer.batch_moments.get_value()
+        moments = _values(layer.batch_moments)
         batch_stats = layer._batch_stats(moments.mean)
         layer._write(
             accumulate.commit_moments(batch_stats, moments._asdict(), momentum=layer.momentum, unbiased=layer.unbiased)
