@@ -98,7 +98,7 @@ def merge_stacked(moments: Moments, weights: jax.Array | None = None) -> Moments
         count = count * weights.reshape((-1,) + (1,) * (count.ndim - 1)).astype(count.dtype)
     full = count.reshape(count.shape + (1,) * (mean.ndim - count.ndim))
     mean, var = (jnp.where(full == 0, jnp.zeros((), v.dtype), v) for v in (mean, var))
-    rough = divide((full * mean).sum(0), full.sum(0))
+    rough = divide((full.astype(mean.dtype) * mean).sum(0), full.sum(0))
     merged = merge_sums(Moments(count, mean - rough[None], var), lambda sums: [s.sum(0) for s in sums])
     return merged._replace(mean=rough + merged.mean)
 
@@ -110,7 +110,7 @@ def merge_sums(moments: Moments, add: Callable[[list[jax.Array]], list[jax.Array
     """
     count, mean, var = moments
     full = count.reshape(count.shape + (1,) * (mean.ndim - count.ndim))
-    count, total, square = add([count, full * mean, full * (var + abs_squared(mean))])
+    count, total, square = add([count, full.astype(mean.dtype) * mean, full * (var + abs_squared(mean))])
     mean = divide(total, count)
     return Moments(count, mean, jnp.maximum(divide(square, count) - abs_squared(mean), jnp.zeros((), square.dtype)))
 
