@@ -1,0 +1,93 @@
+"""How the figures of the examples look, and the one of `digits.py`."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # figures go to files: no display is needed
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.figure import Figure
+
+from data import Dataset
+
+# Told apart by readers with any colour vision (Okabe & Ito 2008).
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
+)  # fmt: skip
+STYLE: Any = {
+    "axes.grid": True,
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK]),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "savefig.dpi": 150,
+}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes the figure to a file, makes its folder where there is none, and says where it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+    print(f"figure: {path}")
+
+
+def training_figure(data: Dataset, probabilities: np.ndarray, curves: dict[str, list[float]], title: str) -> Figure:
+    """Curves above, test images below: those that the network got wrong first, framed and named.
+
+    Args:
+      data: the images.
+      probabilities: [m, classes] of the test images.
+      curves: 'training loss', 'training accuracy' and 'test accuracy', one value an epoch.
+      title: of the figure.
+    """
+    predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
+    wrong = predicted != data.test_y
+    shown = np.lexsort((confidence, ~wrong))[:40]
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=(9, 7.5), layout="constrained")
+        figure.suptitle(title)
+        above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(2, 3)))
+        _draw_curves(above, curves)
+        below.suptitle(
+            f"{wrong.sum()} of {len(wrong)} test images are wrong (framed); the others: those it was least sure of",
+            fontsize="medium",
+        )
+        grid = below.subplots(-(-len(shown) // 10), 10, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, i in zip(grid.flat, shown, strict=False):
+            said, true = (textwrap.shorten(data.classes[c], 14) for c in (predicted[i], data.test_y[i]))
+            _draw_image(axes, data.test_x[i], f"{said}, not {true}" if wrong[i] else said, wrong[i])
+    return figure
+
+
+def _draw_curves(figure, curves: dict[str, list[float]]) -> None:
+    left, right = figure.subplots(1, 2)
+    epochs = np.arange(1, len(curves["training loss"]) + 1)
+    left.semilogy(epochs, curves["training loss"])
+    left.set(xlabel="epoch", ylabel="training loss")
+    right.plot(epochs, 100 * np.array(curves["training accuracy"]), label="training, batch by batch")
+    right.plot(epochs, 100 * np.array(curves["test accuracy"]), label="test, with the running statistics")
+    right.set(xlabel="epoch", ylabel="accuracy [%]")
+    right.legend()
+
+
+def _draw_image(axes, image: np.ndarray, text: str, wrong: bool) -> None:
+    low, high = image.min(), image.max()
+    pixels = (image - low) / max(high - low, 1e-6)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(text, fontsize=7, pad=3, color=RED if wrong else BLACK)
+    if wrong:
+        axes.set_axis_on()
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=RED, linewidth=2.5)
