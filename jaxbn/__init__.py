@@ -14,10 +14,13 @@ from jaxbn.normalize import normalize
 from jaxbn.recalibrate import recalibrate
 from jaxbn.replicas import merge_batch_stats
 from jaxbn.running import init, update_batch_stats
+from jaxbn.summary import LayerSummary, Summary, summary
 from jaxbn.types import Moments
 
 __all__ = [
+    "LayerSummary",
     "Moments",
+    "Summary",
     "batch_moments",
     "batch_norm",
     "batch_norm_mask",
@@ -35,6 +38,7 @@ __all__ = [
     "normalize",
     "normalize_batch",
     "recalibrate",
+    "summary",
     "update_batch_stats",
     "zero_moments",
 ]

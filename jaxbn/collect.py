@@ -169,7 +169,8 @@ def _from_nnx(forward: Forward, model: Any, paths: list[Path]):
     watched = nnx.merge(*nnx.split(model))
     for layer in _nnx_layers(watched).values():
         layer.__class__ = _watched_class(type(layer))
-        layer.batch_moments = BatchMoments(zeros_of_layer(layer.mean[...]))
+        zeros = zeros_of_layer(layer.mean[...])._asdict()
+        layer.entered = nnx.data({name: BatchMoments(zero) for name, zero in zeros.items()})
     graphdef, state = nnx.split(watched)
 
     def collect(state, stats, batch):
@@ -179,7 +180,7 @@ def _from_nnx(forward: Forward, model: Any, paths: list[Path]):
             for name, value in s.items() if path in layers else ():
                 getattr(layers[path], name).set_value(value)
         forward(model, batch)
-        return {path: layer.batch_moments.get_value() for path, layer in layers.items()}
+        return {path: _entered(layer) for path, layer in layers.items()}
 
     return collect, state
 
@@ -196,9 +197,13 @@ def _watched_class(layer_class):
 
     class Watched(layer_class):
         def __call__(self, x, *args, **kwargs):
-            old = self.batch_moments.get_value()
-            y = super().__call__(x, *args, **kwargs)
-            self.batch_moments.set_value(_add(old, _moments_of_input(self, x, kwargs.get("mask"))))
-            return y
+            moments = _add(_entered(self), _moments_of_input(self, x, kwargs.get("mask")))
+            for name, value in moments._asdict().items():
+                self.entered[name].set_value(value)
+            return super().__call__(x, *args, **kwargs)
 
     return Watched
+
+
+def _entered(layer: Any) -> Moments:
+    return Moments(**{name: variable.get_value() for name, variable in layer.entered.items()})

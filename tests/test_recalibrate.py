@@ -210,6 +210,26 @@ def test_layers_in_scan_and_remat_are_recalibrated_each():
         np.testing.assert_allclose(got["mean"][1], np.ones(3), rtol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [nnx.BatchNorm, jaxbn.nnx.BatchNorm], ids=["flax", "jaxbn"])
+def test_layers_in_nnx_scan_and_jit_are_recalibrated_each(layer):
+    class Stack(nnx.Module):
+        def __init__(self):
+            make = nnx.vmap(lambda rngs: layer(3, use_running_average=True, rngs=rngs), in_axes=0)
+            self.bn = make(nnx.Rngs(0).split(2))
+
+        def __call__(self, x):
+            return nnx.scan(lambda bn, x: bn(x) + 1, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.bn, x)
+
+    forward = nnx.jit(lambda model, x: model(x))
+    model = Stack()
+    forward(model, DATA[:24])
+    jaxbn.recalibrate(forward, model, [DATA[:24], DATA[24:]], sequential=True)
+    assert type(model.bn) is layer
+    np.testing.assert_allclose(model.bn.mean[0], DATA.mean(0, np.float64), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.bn.mean[1], np.ones(3), rtol=1e-5)
+    np.testing.assert_allclose(model.bn.var[1], np.ones(3), rtol=2e-3)
+
+
 def test_parameters_dtypes_and_the_tree_stay_and_the_count_is_that_of_the_batches():
     params, stats = jaxbn.init(3, use_count=True)
     variables = {"params": [params], "batch_stats": [stats], "other": {"x": jnp.ones(2)}}
