@@ -11,6 +11,7 @@ from jax import lax
 import jaxbn
 import jaxbn.linen
 import jaxbn.nnx
+from jaxbn.accumulate import merge_into
 
 MOMENTUM = 0.9
 STEP = 100 + 3 * np.random.default_rng(0).normal(size=(4, 6, 3))  # [microbatches, examples, C]
@@ -132,15 +133,29 @@ def test_other_statistics_and_absent_layers_stay():
     assert (new["frozen"], new["spectral"]) == (tree["frozen"], tree["spectral"])
 
 
-def test_float64_microbatches_leave_the_dtypes_of_the_carry():
-    from jaxbn.accumulate import merge_into
-
+def test_wider_microbatches_leave_the_shapes_and_dtypes_of_the_carry():
+    _, batch_stats = jaxbn.init(3, param_dtype=jnp.complex64)
+    old = jaxbn.Moments(**jaxbn.zero_moments(batch_stats))
+    assert [v.dtype for v in old] == [jnp.float32, jnp.complex64, jnp.float32]
     with jax.enable_x64(True):
-        _, batch_stats = jaxbn.init(3)
-        old = jaxbn.Moments(**jaxbn.zero_moments(batch_stats))
-        new = merge_into(old, jaxbn.batch_moments(jnp.asarray(STEP[0])))
-        assert [v.dtype for v in new] == [v.dtype for v in old]
-        assert [v.shape for v in new] == [v.shape for v in old]
+        x = STEP[0] + 2j * STEP[1]
+        new = merge_into(
+            merge_into(old, jaxbn.batch_moments(jnp.asarray(x[:2]))), jaxbn.batch_moments(jnp.asarray(x[2:]))
+        )
+    assert [(v.shape, v.dtype) for v in new] == [(v.shape, v.dtype) for v in old]
+    np.testing.assert_allclose(new.mean, x.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(new.var, x.var(0), rtol=1e-5)
+
+
+def test_array_references_hold_the_moments_of_an_nnx_module():
+    with nnx.var_defaults(ref=True):
+        layer = jaxbn.nnx.BatchNorm(3, momentum=MOMENTUM, unbiased=True, rngs=nnx.Rngs(0))
+        jaxbn.nnx.zero_moments(layer)
+    step = jax.jit(lambda layer, x: layer(x))
+    for x in MICROBATCHES:
+        step(layer, x)
+    jaxbn.nnx.commit_moments(layer)
+    assert_committed_whole(layer.mean[...], layer.var[...])
 
 
 def test_wrong_trees_say_what_is_wrong():
