@@ -1,11 +1,12 @@
 """The fields of a batch norm of Flax or jaxbn, and the arguments of PyTorch's and Keras' that mean the same."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-PYTORCH = MappingProxyType({"momentum": 0.9, "epsilon": 1e-5, "unbiased": True})
+PYTORCH: Mapping[str, Any] = MappingProxyType({"momentum": 0.9, "epsilon": 1e-5, "unbiased": True})
 """The fields of a batch norm that behaves as `torch.nn.BatchNorm2d()`."""
-KERAS = MappingProxyType({"momentum": 0.99, "epsilon": 1e-3, "unbiased": False})
+KERAS: Mapping[str, Any] = MappingProxyType({"momentum": 0.99, "epsilon": 1e-3, "unbiased": False})
 """The fields of a batch norm that behaves as `keras.layers.BatchNormalization()`."""
 
 
