@@ -118,15 +118,16 @@ def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbias
 
 
 def _weight_of_old(momentum: Momentum, batch_stats: BatchStats) -> jax.Array:
-    """The momentum of this update, [] float."""
+    """The momentum of this update, [] float, as wide as the statistics."""
+    dtype = promote(batch_stats["var"].dtype, jnp.float32)
     if momentum is None:
-        return cumulative(batch_stats["count"])
+        return cumulative(batch_stats["count"], dtype)
     if callable(momentum):
         return jnp.asarray(momentum(batch_stats["count"]))
-    return jnp.asarray(momentum, None if hasattr(momentum, "dtype") else jnp.float32)
+    return jnp.asarray(momentum, None if hasattr(momentum, "dtype") else dtype)
 
 
-def cumulative(count: jax.Array) -> jax.Array:
+def cumulative(count: jax.Array, dtype=jnp.float32) -> jax.Array:
     """The momentum under which the running statistics are the plain average of all `count + 1` batches."""
-    count = jnp.asarray(count).astype(jnp.float32)
+    count = jnp.asarray(count).astype(dtype)
     return count / (count + 1)
