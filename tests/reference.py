@@ -56,7 +56,9 @@ def _scale_and_bias(params, like):
 def _batches(x, axis, mask, batches):
     """Index, input and weights of each batch: of index set i along the first reduction axis, or of all."""
     x, weights = cleaned(x, mask)
-    for members in batches or [range(x.shape[rows(x, axis)[0]])]:
+    if batches is None:
+        yield ..., x, weights
+    for members in batches or ():
         index = tuple(list(members) if a == rows(x, axis)[0] else slice(None) for a in range(x.ndim))
         yield index, x[index], weights[index]
 
@@ -81,21 +83,21 @@ def train(params, batch_stats, x, *, axis=-1, mask=None, epsilon=1e-5, batches=N
     return y
 
 
-def update(batch_stats, count, mean, var, *, momentum: Any = 0.99, unbiased=False):
-    """The new running statistics: momentum * old + (1 - momentum) * new, in channels that are finite and not empty.
+def old_weight(batch_stats, momentum) -> Any:
+    """The weight of the old statistics: None is the cumulative average, a callable is called with the count."""
+    if momentum is None:
+        return batch_stats["count"] / (batch_stats["count"] + 1)
+    return momentum(batch_stats["count"]) if callable(momentum) else momentum
 
-    `momentum` None is the cumulative average over `batch_stats['count']` + 1 batches, a callable one is called with that
-    count.
-    """
+
+def update(batch_stats, count, mean, var, *, momentum=0.99, unbiased=False):
+    """The new running statistics, momentum * old + (1 - momentum) * new, in channels that are finite and not empty."""
     usable = (count > 0) & np.isfinite(mean) & np.isfinite(var)
     if unbiased:
         var = var * count / np.maximum(count - 1, 1)
-    if momentum is None:
-        momentum = batch_stats["count"] / (batch_stats["count"] + 1)
-    elif callable(momentum):
-        momentum = momentum(batch_stats["count"])
+    weight = old_weight(batch_stats, momentum)
     new = {
-        name: np.where(usable, momentum * wide(batch_stats[name]) + (1 - momentum) * value, wide(batch_stats[name]))
+        name: np.where(usable, weight * wide(batch_stats[name]) + (1 - weight) * value, wide(batch_stats[name]))
         for name, value in (("mean", mean), ("var", var))
     }
     if "count" in batch_stats:
