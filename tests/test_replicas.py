@@ -1,0 +1,49 @@
+"""Statistics of replicas that were trained unsynchronized: those of all their examples together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbn
+
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(3, 10, 4)) + RNG.normal(size=(3, 1, 4)) * 2).astype(np.float32)
+
+
+def of_replica(x):
+    _, batch_stats = jaxbn.init(4)
+    return jaxbn.update_batch_stats(batch_stats, jaxbn.batch_moments(x), momentum=0.0)
+
+
+def test_the_variance_between_the_replicas_counts():
+    stacked = {"block": {"norm": jax.vmap(of_replica)(jnp.asarray(X))}}
+    merged = jaxbn.merge_batch_stats(stacked)["block"]["norm"]
+    np.testing.assert_allclose(merged["mean"], np.float64(X).mean((0, 1)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(merged["var"], np.float64(X).var((0, 1)), rtol=1e-5)
+
+
+def test_a_list_of_states_merges_as_a_stacked_one_does():
+    states = [of_replica(x) | {"count": jnp.int32(i)} for i, x in enumerate(X)]
+    merged = jaxbn.merge_batch_stats(states)
+    for name, value in jaxbn.merge_batch_stats(jax.vmap(of_replica)(jnp.asarray(X))).items():
+        np.testing.assert_array_equal(merged[name], value)
+    assert merged["count"] == 2
+    assert merged["count"].dtype == jnp.int32
+
+
+def test_replicas_of_different_size_weigh_by_their_counts():
+    parts = [X[0, :2], X[1, :7]]
+    merged = jaxbn.merge_batch_stats([of_replica(x) for x in parts], counts=jnp.array([2, 7]))
+    whole = np.float64(np.concatenate(parts))
+    np.testing.assert_allclose(merged["mean"], whole.mean(0), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(merged["var"], whole.var(0), rtol=1e-5)
+
+
+def test_wrong_replicas_are_errors():
+    with pytest.raises(ValueError, match="must hold at least one replica, got none"):
+        jaxbn.merge_batch_stats([])
+    with pytest.raises(ValueError, match=r"one number for each replica.*\[2, 4\], got \[3\]"):
+        jaxbn.merge_batch_stats([of_replica(x) for x in X[:2]], counts=jnp.ones(3))
+    with pytest.raises(TypeError, match="`batch_stats` must be a dict"):
+        jaxbn.merge_batch_stats([jnp.ones(3)])
