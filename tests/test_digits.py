@@ -1,0 +1,171 @@
+"""The example that trains on images: each front end and norm for a few steps, and the script from its command line."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import data
+import digits
+import resnet_functional
+import resnet_linen
+import resnet_nnx
+
+SCRIPT = Path(digits.__file__)
+
+
+@pytest.fixture(autouse=True)
+def _small_networks_on_two_devices(monkeypatch):
+    for module in (resnet_linen, resnet_nnx, resnet_functional):
+        monkeypatch.setattr(module, "WIDTHS", (8, 16))
+    two = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda: two)
+    # optax needs the usual promotion: it raises a number to the power of an integer.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
+def images() -> data.Dataset:
+    """The first digits, enough for two batches of 32."""
+    x, y, test_x, test_y, classes = data.load_digits()
+    return data.Dataset(x[:64], y[:64], test_x[:20], test_y[:20], classes)
+
+
+def write_images(folder: Path, count: int = 4, size: tuple[int, int] = (12, 10)) -> Path:
+    """Red and blue images with noise."""
+    rng = np.random.default_rng(0)
+    for channel, name in ((0, "red"), (2, "blue")):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 100, (*size, 3), np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def arguments(**changed) -> argparse.Namespace:
+    defaults = {"epochs": 1, "batch_size": 32, "learning_rate": 1e-2}
+    return argparse.Namespace(**(vars(digits.parse([])) | defaults | changed))
+
+
+@pytest.mark.parametrize(
+    ("api", "norm"),
+    [(api, "batch") for api in digits.CREATE]
+    + [("linen", "layer"), ("nnx", "instance"), ("functional", "group"), ("functional", "none")],
+)  # fmt: skip
+def test_each_front_end_and_norm_trains(api, norm, images):
+    probabilities, curves = digits.train(images, arguments(api=api, norm=norm, epochs=2))
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    assert probabilities.shape == (20, 10)
+    assert curves["training loss"][-1] < curves["training loss"][0]
+
+
+@pytest.mark.parametrize("api", digits.CREATE)
+@pytest.mark.parametrize("norm", digits.NORMS)
+def test_each_norm_keeps_the_tree_of_the_statistics(api, norm):
+    def step(x):
+        params, batch_stats, apply = digits.CREATE[api](0, 3, 5, norm)
+        logits, new = apply(params, batch_stats, x, True)
+        return logits, batch_stats, new
+
+    logits, old, new = jax.eval_shape(step, jax.ShapeDtypeStruct((2, 9, 7, 3), "float32"))
+    assert logits.shape == (2, 5)
+    assert jax.tree.structure(old) == jax.tree.structure(new)
+    assert bool(jax.tree.leaves(old)) == (norm == "batch")
+
+
+def test_the_three_front_ends_are_one_network(images):
+    """The functional version evaluates what linen and nnx have trained for a step, to the same numbers."""
+    _, _, functional = resnet_functional.create(0, 1, 10, "batch")
+    for create in (resnet_linen.create, resnet_nnx.create):
+        params, batch_stats, apply = create(0, 1, 10, "batch")
+        _, batch_stats = jax.jit(apply, static_argnums=3)(params, batch_stats, images.train_x[:16], True)
+        expected = digits.evaluate(apply, params, batch_stats, images.test_x)
+        trees = [by_name(tree) for tree in (params, batch_stats)]
+        np.testing.assert_allclose(digits.evaluate(functional, *trees, images.test_x), expected, atol=1e-5)
+
+
+def by_name(tree) -> dict:
+    """Nested dicts with linen's names."""
+    if isinstance(tree, dict):
+        return tree
+    names = nnx.to_pure_dict(tree)
+    return {k: v for k, v in names.items() if k != "blocks"} | {f"block{i}": v for i, v in names["blocks"].items()}
+
+
+def run(*flags: str, devices: int = 2) -> subprocess.CompletedProcess:
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-W", "error", SCRIPT, *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_script_trains_on_a_folder_of_images(tmp_path):
+    """In colour, of another size, with a batch size that follows from their number and that of the devices."""
+    folder, output = write_images(tmp_path / "images"), tmp_path / "output"
+    done = run("--data", str(folder), "--image-size", "8", "--epochs", "1", "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    assert "6 training and 2 test images, 8x8x3, 2 classes" in done.stdout
+    assert "test accuracy" in done.stdout
+    file = Path(done.stdout.split("figure: ")[1].strip())
+    with Image.open(file) as figure:
+        assert min(figure.size) > 500
+
+
+def test_a_split_is_stratified_and_depends_on_the_seed_only():
+    first, again, other = data.load_digits(), data.load_digits(), data.load_digits(seed=1)
+    np.testing.assert_array_equal(first.test_x, again.test_x)
+    assert not np.array_equal(first.test_x, other.test_x)
+    counts = np.bincount(first.test_y)
+    np.testing.assert_allclose(counts / (counts + np.bincount(first.train_y)), 0.2, atol=0.005)
+    assert (first.train_x.dtype, first.train_y.dtype) == (np.float32, np.int32)
+    np.testing.assert_allclose((first.train_x.mean(), first.train_x.std()), (0, 1), atol=1e-5)
+
+
+def test_images_keep_their_colours_and_proportions(tmp_path):
+    images = data.load_folder(write_images(tmp_path, size=(20, 30)), size=16)
+    assert images.classes == ("blue", "red")
+    brightest = images.train_x.mean((1, 2)).argmax(-1)
+    np.testing.assert_array_equal(brightest, np.where(images.train_y == 0, 2, 0))
+    Image.fromarray(np.full((9, 9), 30000, np.uint16)).save(tmp_path / "red" / "sixteen_bits.png")
+    (tmp_path / "red" / "notes.txt").write_text("no image")
+    grey = data.load_folder(tmp_path, size=16, grayscale=True)
+    assert grey.train_x.shape[1:] == (16, 16, 1)
+    assert len(grey.train_x) + len(grey.test_x) == 9
+
+
+def test_bad_input_is_one_line_that_says_what_to_change(tmp_path, capsys):
+    def error_of(*flags: str) -> str:
+        with pytest.raises(SystemExit) as error:
+            digits.main([*flags, "--output", str(tmp_path / "output")])
+        code = error.value.code
+        line = code if isinstance(code, str) else capsys.readouterr().err.strip().splitlines()[-1]
+        assert "\n" not in line
+        return line
+
+    folder = write_images(tmp_path / "images")
+    (tmp_path / "one" / "class").mkdir(parents=True)
+    assert "nowhere is no folder" in error_of("--data", str(tmp_path / "nowhere"))
+    assert "at least two subfolders" in error_of("--data", str(tmp_path / "one"))
+    assert "--batch-size must be at most 1438" in error_of("--batch-size", "1440")
+    assert "--batch-size must be a multiple of 8" in error_of("--batch-size", "12")
+    assert "must be at least 1 and finite, got 0" in error_of("--epochs", "0")
+    assert "must be at least 0 and finite, got nan" in error_of("--learning-rate", "nan")
+    (folder / "red" / "0.png").write_bytes(b"no image")
+    assert "0.png cannot be read as an image" in error_of("--data", str(folder))
+    (folder / "empty").mkdir()
+    assert "empty must have at least two images" in error_of("--data", str(folder))
+
+
+def test_a_diverging_loss_stops_with_advice(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(digits, "load", lambda args: images)
+    monkeypatch.setattr(digits, "train_step", lambda apply, optimizer, state, x, y: (state, np.nan, 0.0))
+    with pytest.raises(SystemExit, match="the loss became nan in epoch 1: try a lower --learning-rate"):
+        digits.main(["--batch-size", "32", "--output", str(tmp_path)])
