@@ -16,14 +16,21 @@ BY_NAME = {
 }
 
 
-def check_activation(activation: Activation | None):
-    """The function of that name, or the callable itself.
+def check_activation(activation: Activation | None, x: jax.Array, dtype):
+    """The function of that name, or the callable itself, for an output of the shape of `x` and that dtype.
 
     Raises:
-      ValueError: no activation has that name.
+      ValueError: no activation has that name, or the callable changes the shape.
       TypeError: it is neither a name nor a callable.
     """
-    if activation is None or callable(activation):
+    if activation is None:
+        return None
+    if callable(activation):
+        result = jax.eval_shape(activation, jax.ShapeDtypeStruct(x.shape, dtype))
+        if getattr(result, "shape", None) != x.shape:
+            raise ValueError(
+                f"`activation` must be elementwise, giving the shape that it is given, {list(x.shape)}, got {result}."
+            )
         return activation
     if not isinstance(activation, str):
         raise TypeError(f"`activation` must be None, a name or an elementwise callable, got {activation!r}.")

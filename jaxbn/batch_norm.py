@@ -157,7 +157,7 @@ def normalize_batch(
         chunk=checks.check_virtual_batch_size(virtual_batch_size, names, x, axes),
         epsilon=checks.check_epsilon(epsilon),
         dtype=dtype,
-        activation=check_activation(activation),
+        activation=check_activation(activation, x, dtype),
     )
 
 

@@ -93,7 +93,7 @@ def normalize(
         axes=axes,
         epsilon=checks.check_epsilon(epsilon),
         dtype=dtype,
-        activation=check_activation(activation),
+        activation=check_activation(activation, x, dtype),
     )
 
 
