@@ -1,0 +1,81 @@
+"""float32 keeps five digits at any offset from a cold start, and half precision those of its rounded inputs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbn
+from tests import reference
+
+OFFSETS = np.array([0, 1e1, -1e2, 1e3, -1e4, 1e5], np.float32)
+"""of the mean from 0, in standard deviations"""
+EPSILON = 1e-5
+
+
+@functools.cache
+def run(options):
+    """Two passes over a batch whose channels lie at OFFSETS, last a constant one, and its reference."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(64, 6)) + OFFSETS).astype(np.float32)
+    x = np.concatenate([x, np.full((64, 1), 12345.678, np.float32)], 1)
+    dy = rng.normal(size=x.shape).astype(np.float32)
+    params = {k: rng.normal(size=7).astype(np.float32) for k in ("scale", "bias")}
+    _, stats = jaxbn.init(7)
+    given = dict(options)
+    mask = given.pop("mask", None) and rng.random((64, 1)) < 0.7
+
+    @jax.jit
+    def program(params, stats, x, dy):
+        def layer(params, x):
+            return jaxbn.batch_norm(params, stats, x, use_running_average=False, momentum=0.0, mask=mask, **given)
+
+        y, vjp, new = jax.vjp(layer, params, x, has_aux=True)
+        return y, new, vjp(dy)
+
+    chunk = given.get("virtual_batch_size")
+    batches = None if chunk is None else np.arange(64).reshape(-1, chunk).tolist()
+    y = reference.train(params, stats, x, mask=mask, batches=batches)
+    gradients = reference.gradients(params, stats, x, dy, mask=mask, batches=batches)
+    return program(params, stats, x, dy), (y, reference.moments(x, mask=mask), gradients), params["bias"]
+
+
+WAYS = {
+    "one pass": (),
+    "two passes": (("use_fast_variance", False),),
+    "mask": (("mask", True),),
+    "virtual batches": (("virtual_batch_size", 32),),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_output_statistics_and_gradients_keep_five_digits_at_1e5_standard_deviations(way):
+    (y, stats, (params, dx)), (want_y, (_, mean, var), want), _ = run(WAYS[way])
+    np.testing.assert_allclose(y, want_y, rtol=0, atol=1e-5 * np.abs(want_y).max())
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(stats["var"][:-1], var[:-1], rtol=1e-5)
+    for got, expected in ((dx, want["x"]), (params["scale"], want["scale"]), (params["bias"], want["bias"])):
+        # The constant channel has its own scale: 1 / sqrt(epsilon).
+        unit = np.abs(expected).max(0)
+        np.testing.assert_allclose(
+            np.asarray(got) / np.maximum(unit, 1), expected / np.maximum(unit, 1), rtol=0, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_constant_channel_gives_the_bias(way):
+    (y, stats, _), _, bias = run(WAYS[way])
+    np.testing.assert_allclose(y[:, -1], np.full(64, bias[-1]), rtol=0, atol=1e-5)
+    assert stats["var"][-1] < 1e-10
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_statistics_of_half_precision_are_those_of_the_rounded_inputs(dtype, fast):
+    x = (np.random.default_rng(0).normal(size=(512, 4)) + np.array([0, 3, -20, 200])).astype(jnp.dtype(dtype))
+    _, mean, var = jax.tree.map(np.float64, jaxbn.batch_moments(jnp.asarray(x), use_fast_variance=fast))
+    _, want_mean, want_var = reference.moments(x)
+    np.testing.assert_allclose(mean, want_mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(var, want_var, rtol=1e-5)
