@@ -3,19 +3,16 @@
 The devices are lanes of `jax.vmap` here: its collectives are those that `pmap` and `shard_map` would have.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import get_opaque_trace_state
 
 from jaxbn import checks
-from jaxbn.optional import load
+from jaxbn.testing_models import as_function, name_of
 
 DESCRIPTIONS = {
     "layers": "the output of {}",
@@ -77,7 +74,7 @@ def assert_split_invariant(
             "`parts` must be at least 2 and divide the batch, the first axis of all inputs, got "
             f"{parts} and {[checks.describe(v) for v in leaves]}."
         )
-    network = _network(model, variables, inputs, options)
+    network = as_function(model, variables, inputs, options)
 
     def step(count):
         """All that a step with the batch in `count` parts gives, put together again."""
@@ -99,7 +96,7 @@ def assert_split_invariant(
         gradients, found = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)(
             network.params, [v for v in leaves if _is_float(v)]
         )
-        of_params = {_name(path): v for path, v in jax.tree.leaves_with_path(gradients[0])}
+        of_params = {name_of(path): v for path, v in jax.tree.leaves_with_path(gradients[0])}
         return found | {"gradients": of_params | {f"input {i}": v for i, v in enumerate(gradients[1])}}
 
     whole, split = (jax.device_get(jax.jit(step, static_argnums=0)(count)) for count in (1, parts))
@@ -113,99 +110,6 @@ def assert_split_invariant(
                 f"axis_name={axis_name!r}, and does no other layer look at the batch?"
                 + _unseen(name, network.order, whole["layers"])
             )
-
-
-class _Network(NamedTuple):
-    """A model as a function."""
-
-    params: Any
-    apply: Callable
-    """(params, *inputs) -> output, state written, {name of a layer: its output}"""
-    order: list[str]
-    """names of the layers in the order in which they return, filled when `apply` is traced"""
-
-
-def _network(model, variables, inputs, options) -> _Network:
-    linen, nnx = load("flax.linen", "jaxbn.testing"), load("flax.nnx", "jaxbn.testing")
-    if isinstance(model, linen.Module):
-        return _of_linen(linen, model, variables, inputs, options)
-    if isinstance(model, nnx.Module):
-        return _of_nnx(nnx, model, options)
-    raise TypeError(f"`model` must be a flax.linen.Module or a flax.nnx.Module, got {type(model).__name__}.")
-
-
-def _of_linen(linen, model, variables, inputs, options) -> _Network:
-    if variables is None:
-        variables = model.init(jax.random.key(0), *inputs, **options)
-    variables = dict(variables)
-    params = variables.pop("params", {})
-    order = []
-
-    def apply(params, *inputs):
-        calls = _Calls(type(model).__name__, order)
-
-        def record(call, args, kwargs, context):
-            output = call(*args, **kwargs)
-            if context.method_name == "__call__":
-                calls.add(context.module.path, output)
-            return output
-
-        with linen.intercept_methods(record):
-            output, state = model.apply(
-                {"params": params, **variables}, *inputs, **options, mutable=linen.DenyList("params")
-            )
-        # The collection goes last: names start with that of the layer.
-        state = {f"{_name(path[1:])} ({_name(path[:1])})": v for path, v in jax.tree.leaves_with_path(state)}
-        return output, state, calls.outputs
-
-    return _Network(params, apply, order)
-
-
-def _of_nnx(nnx, model, options) -> _Network:
-    graphdef, params, random, others = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    order = []
-
-    def apply(params, *inputs):
-        model = nnx.merge(graphdef, params, random, others, copy=True)
-        calls = _Calls(type(model).__name__, order)
-        paths = {id(module): path for path, module in nnx.iter_modules(model)}
-        classes = {type(module) for _, module in nnx.iter_modules(model) if callable(module)}
-
-        def recorded(call):
-            @functools.wraps(call)
-            def wrapper(self, *args, **kwargs):
-                output = call(self, *args, **kwargs)
-                if id(self) in paths:
-                    calls.add(paths[id(self)], output)
-                return output
-
-            return wrapper
-
-        with contextlib.ExitStack() as patches:
-            for cls in classes:
-                patches.enter_context(mock.patch.object(cls, "__call__", recorded(cls.__call__)))
-            output = model(*inputs, **options)
-        return output, nnx.split(model, nnx.Param, nnx.RngState, ...)[3], calls.outputs
-
-    return _Network(params, apply, order)
-
-
-class _Calls:
-    """What the layers of one call returned, by name."""
-
-    def __init__(self, root: str, order: list[str]):
-        self.root, self.order, self.outputs, self.seen = root, order, {}, {}
-        self.trace = get_opaque_trace_state(convention="flax")
-
-    def add(self, path, output) -> None:
-        name = "/".join(map(str, path)) or self.root
-        self.seen[name] = self.seen.get(name, 0) + 1
-        name += f", call {self.seen[name]}" if self.seen[name] > 1 else ""
-        if name not in self.order:
-            self.order.append(name)
-        # Inside a scan or remat of the model the output belongs to an inner trace and cannot leave it.
-        if get_opaque_trace_state(convention="flax") == self.trace:
-            self.outputs[name] = output
 
 
 def _projection(output) -> jax.Array:
@@ -248,10 +152,5 @@ def _unseen(name: str, order: list[str], outputs) -> str:
 
 
 def _by_name(tree) -> dict[str, np.ndarray]:
-    leaves = {_name(path): np.asarray(v) for path, v in jax.tree.leaves_with_path(tree)}
+    leaves = {name_of(path): np.asarray(v) for path, v in jax.tree.leaves_with_path(tree)}
     return {k: v.astype(np.promote_types(v.dtype, np.float32)) for k, v in leaves.items()}
-
-
-def _name(path) -> str:
-    keys = [getattr(k, "key", getattr(k, "idx", None)) for k in path]
-    return "/".join(str(k) for k in keys if k is not None)
