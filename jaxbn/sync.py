@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def check_axis_name(axis_name: AxisName | None) -> tuple[str, ...]:
     """
     if axis_name is None:
         return ()
-    names = (axis_name,) if isinstance(axis_name, str) or not hasattr(axis_name, "__iter__") else tuple(axis_name)
+    names = (axis_name,) if isinstance(axis_name, str) or not isinstance(axis_name, Iterable) else tuple(axis_name)
     if len(set(names)) != len(names):
         raise ValueError(f"`axis_name` must name each axis once, got {axis_name!r}.")
     for name in names:
