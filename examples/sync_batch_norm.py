@@ -173,7 +173,7 @@ def draw(results: dict, path: Path) -> None:
                     "marker": "os"[devices > 4],
                     "markersize": 4,
                     "fillstyle": "none",
-                    "zorder": 3,
+                    "markevery": 5,
                 }
             steps = np.arange(1, len(losses) + 1)
             left.plot(steps, losses, label=f"{statistics}, {devices}", **style)
