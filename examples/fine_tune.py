@@ -106,7 +106,7 @@ def adapt(variables, x: np.ndarray):
     def forward(variables, batch):
         return MODEL.apply(variables, batch, train=True, mutable=["batch_moments"])
 
-    return jaxbn.recalibrate(forward, variables, np.array_split(x, -(-len(x) // 128)), unbiased=True)
+    return jaxbn.recalibrate(forward, variables, np.array_split(x, 3), unbiased=True)
 
 
 def train(variables, data: Dataset, args: argparse.Namespace, *, frozen: bool, name: str):

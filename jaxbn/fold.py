@@ -15,9 +15,9 @@ Pair = tuple[str, str]
 def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
     """Merges batch norms into the convolutions and dense layers beside them; the model evaluates to the same.
 
-    A folded batch norm is left as the identity (mean 0, variance 1 - epsilon, scale 1), so that the model stays as it
-    is; where the variables are constants of a compiled program, XLA removes it. Its bias keeps what a layer without a
-    bias cannot take. Each layer is computed in at least float32 and rounded once.
+    A folded batch norm is left as the identity (mean 0, variance 1 - epsilon, scale 1, bias 0), so that the model stays
+    as it is. Its bias keeps what a layer without a bias cannot take; where it has none either, its mean does. Each
+    layer is computed in at least float32 and rounded once.
 
     Args:
       model: a linen or nnx module.

@@ -4,6 +4,7 @@ Every layer marks what enters and what leaves it with a named identity. In the p
 output that one layer reads, and nothing else, is a variable with one use: the mark at the entrance of that layer.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -36,47 +37,37 @@ class Flow(NamedTuple):
     reader: dict[str, str]
     """path -> the one call that reads its output, where nothing else does"""
     source: dict[str, str]
-    """path -> what made its input: the path of another call, or a primitive in backticks"""
+    """path -> what made its input: the path of another call, or something else in words"""
 
 
 def trace(program: Callable, *args) -> Flow:
-    """The flow of `program(marked, *args)`, which replaces each call `f(x)` of a layer by `marked(call, f, x)`."""
-    calls: list[Call] = []
-
-    def marked(call: Call, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        index = len(calls)
-        calls.append(call)
-        return _mark("out", index, f(_mark("in", index, x)))
-
-    jaxpr = jax.make_jaxpr(lambda *args: program(marked, *args))(*args).jaxpr
-    reader: dict[int, int] = {}
-    source: dict[int, int | str] = {}
-    _read(jaxpr, reader, source)
-    # A scan traces its body more than once, and only what stands in the program counts.
-    times = Counter(calls[i].path for i in source)
-    by_path = {}
-    for call in (calls[i] for i in source):
-        n = times[call.path]
-        by_path[call.path] = call if n == 1 else call._replace(obstacle=f"it is called {n} times")
-    return Flow(
-        by_path,
-        {calls[a].path: calls[b].path for a, b in reader.items()},
-        {calls[a].path: b if isinstance(b, str) else calls[b].path for a, b in source.items()},
-    )
+    """The flow of `program(*args)`, which calls each layer `f` as `marked(call, f, x)` and not as `f(x)`."""
+    # Another precision is another key of the caches of jit: a part of the model that has run before is traced again.
+    with jax.default_matmul_precision("highest"):
+        jaxpr = jax.make_jaxpr(program)(*args).jaxpr
+    flow, times = Flow({}, {}, {}), Counter()
+    _read(jaxpr, flow, times)
+    for path, n in times.items():
+        if n > 1:
+            flow.calls[path] = flow.calls[path]._replace(obstacle=f"it is called {n} times")
+    return flow
 
 
-def _mark(side: str, index: int, x: jax.Array) -> jax.Array:
-    return checkpoint_name(x, f"jaxbn.fold {side} {index}")
+def marked(call: Call, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """f(x), with marks at its entrance and its exit. They say all: a trace may be taken from a cache."""
+    words = json.dumps(call)
+    return checkpoint_name(f(checkpoint_name(x, f"jaxbn.fold in {words}")), f"jaxbn.fold out {words}")
 
 
-def _marked(eqn, side: str) -> int | None:
-    """The number of the call whose entrance ('in') or exit ('out') the equation marks."""
-    words = str(eqn.params["name"]).split() if eqn.primitive.name == "name" else []
-    return int(words[2]) if words[:2] == ["jaxbn.fold", side] else None
+def _mark(eqn, side: str) -> Call | None:
+    """The call whose entrance ('in') or exit ('out') the equation marks."""
+    name, start = str(eqn.params.get("name")), f"jaxbn.fold {side} "
+    is_mark = eqn.primitive.name == "name" and name.startswith(start)
+    return Call(*json.loads(name.removeprefix(start))) if is_mark else None
 
 
-def _read(jaxpr, reader: dict[int, int], source: dict[int, int | str]) -> None:
-    """Fills in who reads whom, in this program and in those inside it."""
+def _read(jaxpr, flow: Flow, times: Counter) -> None:
+    """Fills in who is called, how many times, and who reads whom, in this program and in those inside it."""
     makers, readers = {}, {}
     for eqn in jaxpr.eqns:
         makers.update((v, eqn) for v in eqn.outvars)
@@ -86,15 +77,17 @@ def _read(jaxpr, reader: dict[int, int], source: dict[int, int | str]) -> None:
     results = [v for v in jaxpr.outvars if not isinstance(v, core.Literal)]
     for eqn in jaxpr.eqns:
         for inner in _programs(eqn):
-            _read(inner, reader, source)
-        entered, left = _marked(eqn, "in"), _marked(eqn, "out")
+            _read(inner, flow, times)
+        entered, left = _mark(eqn, "in"), _mark(eqn, "out")
         if entered is not None:
-            source[entered] = _maker(makers.get(eqn.invars[0]))
+            flow.calls[entered.path] = entered
+            flow.source[entered.path] = _maker(makers.get(eqn.invars[0]))
+            times[entered.path] += 1
         if left is not None:
             (y,) = eqn.outvars
-            entrances = [_marked(e, "in") for e in readers.get(y, [])]
+            entrances = [_mark(e, "in") for e in readers.get(y, [])]
             if len(entrances) == 1 and entrances[0] is not None and y not in results:
-                reader[left] = entrances[0]
+                flow.reader[left.path] = entrances[0].path
 
 
 def _programs(eqn) -> list[core.Jaxpr]:
@@ -106,13 +99,13 @@ def _programs(eqn) -> list[core.Jaxpr]:
     return [getattr(v, "jaxpr", v) for v in jax.tree.leaves(eqn.params, is_leaf=is_program) if is_program(v)]
 
 
-def _maker(eqn) -> int | str:
-    """The number of the call whose output the equation marks, or its name in backticks."""
+def _maker(eqn) -> str:
+    """The path of the call whose output the equation marks, or its name in backticks."""
     if eqn is None:
         return "an input of the model or of a part of it"
-    left = _marked(eqn, "out")
+    left = _mark(eqn, "out")
     if left is not None:
-        return left
+        return left.path
     inner = _programs(eqn)
     if "name" not in eqn.params and len(inner) == 1 and len(inner[0].eqns) == 1:
         return _maker(inner[0].eqns[0])  # a function with a derivative of its own, as relu is

@@ -9,7 +9,7 @@ from flax.core import FrozenDict, freeze, meta, unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxbn import fold_layers
-from jaxbn.fold_flow import Flow, trace
+from jaxbn.fold_flow import Flow, marked, trace
 from jaxbn.linen import BatchNorm
 
 LAYERS = (
@@ -32,7 +32,7 @@ class LinenModel:
     def flow(self) -> Flow:
         """Where the outputs of its layers go."""
 
-        def program(marked, variables, args):
+        def program(variables, args):
             def interceptor(call, call_args, call_kwargs, context):
                 describe = next((d for types, d in LAYERS if isinstance(context.module, types)), None)
                 if describe is None or context.method_name != "__call__" or not call_args:
@@ -65,4 +65,4 @@ class LinenModel:
 
 
 def _flatten(variables) -> dict[tuple[str, ...], Any]:
-    return dict(flatten_dict(unfreeze(meta.unbox(variables))))
+    return dict(flatten_dict(unfreeze(meta.unbox(variables)), keep_empty_nodes=True))

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from jaxbn import fold_layers
-from jaxbn.fold_flow import Flow, trace
+from jaxbn.fold_flow import Flow, marked, trace
 from jaxbn.nnx import BatchNorm
 
 LAYERS = (
@@ -35,10 +35,10 @@ class NnxModel:
         """Where the outputs of its layers go."""
         graphdef, state = nnx.split(_evaluating(self.subject))
 
-        def program(marked, state, args):
+        def program(state, args):
             model = nnx.merge(graphdef, state)
             for path, module in _modules(model).items():
-                _mark_calls(marked, path, module)
+                _mark_calls(path, module)
             return model(*args, **self._kwargs)
 
         return trace(program, state, self.args)
@@ -76,7 +76,7 @@ def _variables(module: nnx.Module) -> dict[str, nnx.Variable]:
     return {k: v for k, v in vars(module).items() if k in NAMES and isinstance(v, nnx.Variable)}
 
 
-def _mark_calls(marked, path: str, module: nnx.Module) -> None:
+def _mark_calls(path: str, module: nnx.Module) -> None:
     """Gives `module` a class of its own, whose calls are marked: a call looks its method up in the class."""
     plain = type(module)
     describe = next(d for types, d in LAYERS if isinstance(module, types))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 
 import jaxbn
@@ -90,3 +91,21 @@ def test_folding_can_be_compiled():
     out = jax.jit(jaxbn.fold_into_previous)(layer, params, stats)
     np.testing.assert_allclose(out["kernel"], np.full((2, 3), 2.0), rtol=1e-5)
     np.testing.assert_allclose(out["bias"], np.full(3, -2.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [nn.jit, nn.remat])
+def test_parts_under_a_transform_fold_too_after_they_have_run(transform):
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+            x = nn.Dense(4, kernel_init=kernel)(x)
+            return nn.relu(nn.BatchNorm(use_running_average=True)(x))
+
+    model = transform(Block)()
+    variables = fold_models.filled(model.init(jax.random.key(0), X))
+    before = model.apply(variables, X)
+    assert jaxbn.foldable_pairs(model, variables, X) == [("Dense_0", "BatchNorm_0")]
+    folded = jaxbn.fold(model, variables, X)
+    assert jax.tree.structure(folded) == jax.tree.structure(variables)  # the boxes of nn.Partitioned too
+    np.testing.assert_allclose(model.apply(folded, X), before, atol=1e-5)
