@@ -125,12 +125,12 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5) -> Summar
 
       >>> model = jaxbn.nnx.BatchNorm(2, rngs=nnx.Rngs(0))
       >>> moments = jaxbn.collect_moments(lambda model, x: model(x), model, x)
-      >>> print(jaxbn.summary(model, moments)[0].mean_distance)
-      2.8284271247461903
+      >>> round(jaxbn.summary(model, moments)[0].mean_distance, 3)
+      2.828
       >>> params, batch_stats = jaxbn.init(2)
       >>> model = {"params": params, "batch_stats": batch_stats}
-      >>> print(jaxbn.summary(model, jaxbn.batch_moments(x))[0].mean_distance)
-      2.8284271247461903
+      >>> round(jaxbn.summary(model, jaxbn.batch_moments(x))[0].mean_distance, 3)
+      2.828
     """
     found = find_batch_norms(model)
     epsilon = checks.check_epsilon(epsilon)

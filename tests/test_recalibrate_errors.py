@@ -24,7 +24,7 @@ def forward(variables, x):
 
 
 def test_an_empty_data_set_is_an_error(variables):
-    with pytest.raises(ValueError, match=r"at least one batch, got none\\. The statistics are as they were"):
+    with pytest.raises(ValueError, match=r"at least one batch, got none\. The statistics are as they were"):
         jaxbn.recalibrate(forward, variables, [])
 
 
