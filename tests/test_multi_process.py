@@ -9,7 +9,7 @@ from examples import multi_process
 
 
 def test_two_processes_train_like_one_and_go_on_after_one_of_them_died(tmp_path, capfd):
-    options = ["--output", str(tmp_path), "--steps=10", "--save-every=4", "--heartbeat-timeout=3"]
+    options = ["--output", str(tmp_path), "--steps=10", "--save-every=4", "--heartbeat-timeout=5"]
     with pytest.raises(SystemExit, match="A process failed, and the others stopped"):
         multi_process.main([*options, "--fail-at=6"])
     assert not (tmp_path / "weights.npz").exists()
