@@ -1,0 +1,149 @@
+"""Derivatives of every order, in every mode, under every transformation: in float64, against the obvious formula."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import jaxbn
+
+EPSILON = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def obvious(params, x, mask, activation=None, residual=None):
+    """The formula, for autodiff to go through step by step; output and moments."""
+    weights = jnp.broadcast_to(1.0 if mask is None else mask, x.shape)
+    count = weights.sum(0)
+    mean = (weights.astype(x.dtype) * x).sum(0) / count.astype(x.dtype)
+    var = (weights * jnp.abs(x - mean[None]) ** 2).sum(0) / count
+    y = (x - mean[None]) / jnp.sqrt(var + EPSILON)[None].astype(x.dtype)
+    y = y * params["scale"][None] if "scale" in params else y
+    y = y + params["bias"][None] if "bias" in params else y
+    y = y if residual is None else y + residual
+    return (y if activation is None else activation(y)), mean, var
+
+
+def ours(params, x, mask, activation=None, residual=None, **options):
+    stats = {"mean": jnp.zeros_like(x[0]), "var": jnp.ones_like(x[0].real)}
+    y, moments = jaxbn.normalize_batch(
+        params, stats, x, mask=mask, epsilon=EPSILON, activation=activation, residual=residual, **options
+    )
+    return y, moments.mean, moments.var
+
+
+def batch(dtype=np.float64, keys=("scale", "bias")):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        values = rng.normal(size=shape)
+        return jnp.asarray(values if dtype == np.float64 else values + 1j * rng.normal(size=shape), dtype)
+
+    return {k: normal(2) for k in keys}, normal(5, 2), normal(5, 2)
+
+
+WEIGHTS = np.array([[0.5], [2], [0], [1], [1.5]])
+
+
+def scalar(layer, weights, *arguments):
+    """A real number of everything the layer returns, nonlinear in all of it."""
+    y, mean, var = layer(*arguments)
+    total = jnp.sum(weights * jnp.sin(y)) + jnp.sum(mean**3)
+    return total.real + total.imag + jnp.sum(jnp.log(1 + var))
+
+
+def along(gradient, direction):
+    """The real inner product of two trees."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b).real, gradient, direction)))
+
+
+def close(got, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), got, want)
+
+
+@pytest.mark.parametrize(("dtype", "mask"), [(np.float64, None), (np.float64, WEIGHTS), (np.complex128, WEIGHTS)])
+def test_every_derivative_is_that_of_the_obvious_formula(dtype, mask):
+    params, x, dy = batch(dtype)
+
+    def derivatives(layer):
+        @jax.jit
+        def all_of_them(params, x, dy):
+            # Holomorphic inputs are pairs of real ones here: forward mode needs no more than a direction.
+            loss = functools.partial(scalar, lambda p, x: layer(p, x, mask), dy)
+            gradient = jax.grad(loss, (0, 1))
+            primals, directions = (params, x), ({k: v[::-1] for k, v in params.items()}, x[::-1] ** 2)
+            return {
+                "reverse": gradient(*primals),
+                "forward": jax.jvp(loss, primals, directions),
+                "forward over reverse": jax.jvp(gradient, primals, directions),
+                "reverse over forward": jax.grad(lambda *p: jax.jvp(loss, p, directions)[1], (0, 1))(*primals),
+                "reverse over reverse": jax.grad(lambda *p: along(gradient(*p), directions), (0, 1))(*primals),
+                "vmap of reverse": jax.vmap(gradient, (None, 0))(params, jnp.stack([x, 2 * x + dy])),
+                "checkpoint": jax.grad(jax.checkpoint(loss), (0, 1))(*primals),
+                "frozen": jax.grad(lambda x: loss(jax.lax.stop_gradient(params), x))(x),
+                "scan": jax.lax.scan(lambda x, _: (x - 0.1 * gradient(params, x)[1], loss(params, x)), x, length=2),
+            }  # fmt: skip
+
+        return all_of_them(params, x, dy)
+
+    got, want = derivatives(ours), derivatives(obvious)
+    for name in want:
+        jax.tree.map(
+            functools.partial(
+                np.testing.assert_allclose, rtol=1e-9, atol=1e-8 if "over" in name else 1e-9, err_msg=name
+            ),
+            got[name],
+            want[name],
+        )
+
+
+def test_finite_differences_agree_to_second_order_in_both_modes():
+    params, x, dy = batch()
+    check_grads(
+        lambda p, x: scalar(ours, dy, p, x, None), (params, x), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("keys", [("scale",), ("bias",), ()])
+def test_missing_parameters_change_no_other_derivative(keys):
+    params, x, dy = batch(keys=keys)
+    got, want = (jax.grad(functools.partial(scalar, f, dy), (0, 1))(params, x, None) for f in (ours, obvious))
+    close(got, want)
+
+
+def test_activations_and_residuals_have_the_derivatives_of_their_formula():
+    params, x, residual = batch()
+    by_name = {
+        "relu": jax.nn.relu, "leaky_relu": jax.nn.leaky_relu, "relu6": jax.nn.relu6, "silu": jax.nn.silu,
+        "gelu": jax.nn.gelu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid,
+    }  # fmt: skip
+
+    @jax.jit
+    def gradients(params, x, residual):
+        def of(layer, activation):
+            def loss(params, x, residual):
+                return scalar(layer, x, params, 3 * x, WEIGHTS, activation, residual)
+
+            return jax.value_and_grad(loss, (0, 1, 2))(params, x, residual)
+
+        return [
+            (of(ours, given), of(obvious, function))
+            for given, function in [*by_name.items(), (jnp.sin, jnp.sin), (None, None)]
+        ]
+
+    for got, want in gradients(params, x, residual):
+        close(got, want)
+
+
+def test_a_mask_is_a_constant_for_derivatives():
+    params, x, dy = batch()
+    gradient = jax.grad(lambda m: scalar(ours, dy, params, x, m))(jnp.asarray(WEIGHTS))
+    np.testing.assert_array_equal(gradient, 0)
