@@ -144,9 +144,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="passes over the training images (default %(default)s)")
     add("--batch-size", type=at_least(1, int), metavar="N",
         help="images per step on all devices together, a multiple of their number (default 64, or what comes near)")
-    add("--learning-rate", type=at_least(0, float), default=2e-3, metavar="R",
+    add("--learning-rate", type=at_least(0, float), default=3e-3, metavar="R",
         help="of AdamW: the highest, after one epoch of warm-up, before a decay to 0 (default %(default)s)")
-    add("--weight-decay", type=at_least(0, float), default=1e-2, metavar="R", help="of AdamW (default %(default)s)")
+    add("--weight-decay", type=at_least(0, float), default=0.5, metavar="R", help="of AdamW (default %(default)s)")
     add("--shift", type=at_least(0, int), default=1, metavar="N",
         help="training images are moved at random by up to N pixels (default %(default)s)")
     add("--seed", type=at_least(0, int), default=0, metavar="N",
