@@ -53,12 +53,17 @@ def _groups(attributes: str) -> list[list[int]]:
     if found := _IOTA.search(attributes):
         return _range(found[2], found[3]).reshape(_ints(found[1])).tolist()
     if found := _MESH.search(attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        joined = re.findall(r"'(\w+)'", found[4])
-        total = math.prod(int(n) for n in sizes.values())
-        devices = _range(found[2] or str(total), found[3]).reshape([int(n) for n in sizes.values()])
-        order = [i for i, n in enumerate(sizes) if n not in joined] + [i for i, n in enumerate(sizes) if n in joined]
-        return devices.transpose(order).reshape(-1, math.prod(int(sizes[n]) for n in joined)).tolist()
+        # 'd':(2)3 is the middle factor of an axis d of size 2 * 3 * the rest; 'd' is all of it.
+        joined = {name: (pre, size) for name, pre, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[4])}
+        shape, inner = [], []
+        for name, size in re.findall(r"'(\w+)'=(\d+)", found[1]):
+            pre, own = (int(n or 0) for n in joined.get(name, ("", "")))
+            factors = [pre, own, int(size) // (pre * own)] if pre else [int(size)]
+            inner += [len(shape) + bool(pre)] * (name in joined)
+            shape += factors
+        devices = _range(found[2] or str(math.prod(shape)), found[3]).reshape(shape)
+        order = [i for i in range(len(shape)) if i not in inner] + inner
+        return devices.transpose(order).reshape(-1, math.prod(shape[i] for i in inner)).tolist()
     return []
 
 
