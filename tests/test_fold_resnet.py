@@ -36,13 +36,14 @@ def nnx_model():
     return run(model), run(folded), jaxbn.foldable_pairs(model, X), nnx.to_pure_dict(nnx.state(folded, nnx.Param))
 
 
-@pytest.mark.parametrize("case", [linen, nnx_model])
-def test_the_example_network_evaluates_to_the_same(case):
+@pytest.mark.parametrize(("case", "widths", "number"), [(linen, (32, 64, 128), 9), (nnx_model, (4, 8), 6)])
+def test_the_example_network_evaluates_to_the_same(case, widths, number, monkeypatch):
+    monkeypatch.setattr(resnet_nnx, "WIDTHS", widths)
     before, after, pairs, params = case()
     norms = [path for _, path in pairs]
-    assert len(norms) == len(set(norms)) == 9
+    assert len(norms) == len(set(norms)) == number
     error = np.abs(np.asarray(after, np.float64) - before).max() / np.abs(before).max()
     assert error <= 1e-5, error
     scales = [v for path, v in jax.tree_util.tree_leaves_with_path(params) if "scale" in jax.tree_util.keystr(path)]
-    assert len(scales) == 9
+    assert len(scales) == number
     assert all(np.all(np.asarray(v) == 1) for v in scales)
