@@ -107,9 +107,8 @@ def test_every_derivative_is_that_of_the_obvious_formula(dtype, mask):
 
 def test_finite_differences_of_the_gradient_agree_in_both_modes():
     params, x, dy = batch()
-    check_grads(
-        lambda p, x: scalar(ours, dy, p, x, None), (params, x), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5
-    )
+    gradient = jax.jit(jax.grad(lambda p, x: scalar(ours, dy, p, x, None), (0, 1)))
+    check_grads(gradient, (params, x), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("keys", [("scale",), ("bias",), ()])
