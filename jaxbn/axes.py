@@ -67,22 +67,27 @@ def broadcast_like(v: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(v, x.shape, out_sharding=jax.typeof(x).sharding if is_split(x) else None)
 
 
-def _num_blocks(x: jax.Array, axes: tuple[int, ...]) -> int:
+def _num_blocks(x: jax.Array, axes: tuple[int, ...], of_warps: bool = False) -> int:
     """In how many blocks of rows XLA:GPU sums an array, 1 where it should sum it in one go.
 
-    Wide and short arrays (rows below a few thousand) are otherwise summed in one stage, with too few threads, from
-    operands that are first written to memory. About sqrt(rows) blocks make two balanced levels. A block of less than a
-    warp of 32 rows becomes a loop instead of a reduction, which cannot write a second result (the residual's
-    cotangent) on its way: fewer blocks are better then, as long as their sums still keep all threads of a GPU busy.
+    In one go, wide and short arrays are summed by too few threads, and with a slope in front of the sum operands are
+    written to memory first. Two levels, the first of about 128 blocks of 8 to 64 rows, have neither. `of_warps`: a
+    block of less than a warp of 32 rows becomes a loop instead of a reduction, which cannot write a second result on
+    its way; where the sums of larger blocks still keep a GPU busy, they are larger.
     """
     rows, examples, features = math.prod(x.shape[:-1]), x.shape[0], x.shape[-1]
-    if axes != (x.ndim - 1,) or not 0 < rows < 16384 or is_split(x):
+    if axes != (x.ndim - 1,) or rows == 0 or is_split(x):
         return 1
     # Whole examples in a block, or whole blocks in an example: an array that is split by examples stays split.
-    candidates = [b for b in range(1, rows + 1) if rows % b == 0 and (examples % b == 0 or b % examples == 0)]
-    blocks = next(b for b in candidates if b * b >= rows)
-    of_a_warp = [b for b in candidates if rows // b >= 32 and b * features >= 16384]
-    return max(of_a_warp) if rows // blocks < 32 and of_a_warp else blocks
+    candidates = [b for b in _divisors(rows) if examples % b == 0 or b % examples == 0]
+    blocks = next(b for b in candidates if rows <= b * min(max(rows // 128, 8), 64))
+    larger = [b for b in candidates if rows // b >= 32 and b * features >= 16384]
+    return max(larger) if of_warps and larger else blocks
+
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
 def _in_blocks(array: jax.Array, blocks: int) -> jax.Array:
@@ -107,8 +112,13 @@ def row_sums(arrays: Sequence[jax.Array], axes: tuple[int, ...]) -> list[jax.Arr
     return lax.cond(program_fits("cuda", "rocm", parts=blocks), in_two_levels, in_one_go, list(arrays))
 
 
-def spread(vectors: Sequence[jax.Array], like: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
-    """Each [C] vector, to be added to arrays of the shape of `like`. Its transpose is as fast as `row_sums`."""
+def spread(
+    vectors: Sequence[jax.Array], like: jax.Array, axes: tuple[int, ...], *, beside_a_result: bool = False
+) -> list[jax.Array]:
+    """Each [C] vector, to be added to arrays of the shape of `like`. Its transpose is as fast as `row_sums`.
+
+    `beside_a_result`: the transpose writes an array in the same pass.
+    """
     shape = like.shape
 
     def in_one_go(vectors):
@@ -119,7 +129,7 @@ def spread(vectors: Sequence[jax.Array], like: jax.Array, axes: tuple[int, ...])
         rows = math.prod(shape[:-1]) // blocks
         return [jnp.broadcast_to(v[:, None], (blocks, rows, shape[-1])).reshape(shape) for v in levels]
 
-    blocks = _num_blocks(like, axes)
+    blocks = _num_blocks(like, axes, of_warps=beside_a_result)
     if blocks == 1:
         return [expand(v, axes, len(shape)) for v in vectors]
     return lax.cond(program_fits("cuda", "rocm", parts=blocks), in_two_levels, in_one_go, list(vectors))

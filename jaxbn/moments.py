@@ -25,7 +25,7 @@ from jaxbn.merge import (
     merge_across_devices,
     real_dtype,
 )
-from jaxbn.passes import fresh
+from jaxbn.passes import apart, fresh
 from jaxbn.program import program_fits
 from jaxbn.types import Axes, AxisIndexGroups, AxisName, Moments
 
@@ -170,7 +170,7 @@ def shifted_moments(
     pivot = _pivot(x, weights, hint, reduction)
     count = _count(x, weights, reduction.axes)
     first_x, first_pivot = fresh(x, pivot)
-    second_x, second_pivot = fresh(x, first_pivot)
+    second_x, second_pivot = apart(x, first_pivot)
     total, square = row_sums(
         [
             _weigh(_centred(first_x, weights, (first_pivot,), reduction), weights),

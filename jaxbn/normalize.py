@@ -183,12 +183,15 @@ def _tangent(affine: Affine, primals, tangents) -> jax.Array | None:
         terms = [lax.optimization_barrier(with_residual).astype(wide)]
     if k is not None or c is not None:
         k, c = (jnp.zeros_like(a) if v is None else v for v in (k, c))
-        k, c = spread(_as_varying_pair(k, c, x), x, affine.axes)
+        k, c = spread(_as_varying_pair(k, c, x), x, affine.axes, beside_a_result=dresidual is not None)
         own_x, vectors = fresh(x, vectors)
         terms += [_subtract(own_x.astype(wide), vectors.centre, affine.axes) * k, c]
     terms = [broadcast_like(t, x) for t in terms if t is not None]
     if affine.activation is not None:
-        # Each term takes its slope from x by itself: XLA would store one that they share.
+        if dresidual is None and k is not None:
+            # Two sums in the transpose: with one slope they fuse, beside the residual's cotangent with one each.
+            terms[-2:] = [_add(*terms[-2:])]
+        # Otherwise each term takes its slope from x by itself: XLA would store one that they share.
         for i, term in enumerate(terms):
             own_x, vectors = fresh(x, vectors)
             z = _pre_activation(affine, vectors, own_x, residual)

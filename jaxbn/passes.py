@@ -15,22 +15,18 @@ from jaxbn.sync import as_varying_as
 
 
 def fresh(x: jax.Array, vectors: Any) -> tuple[jax.Array, Any]:
-    """`x` and a tree of [C] vectors, as if nobody else read them.
+    """`x` and a tree of [C] vectors, as if nobody else read them: for another pass over `x`."""
+    return apart(x, lax.optimization_barrier(vectors))
 
-    On a GPU or TPU it is enough to hide the vectors: what comes of x and them is then another value, and kernels that
-    read x at once still share the read. On a CPU every sum is a kernel of its own, and even the conversion of a
-    bfloat16 x would be shared through memory: there x hides with the vectors.
+
+def apart(x: jax.Array, vectors: Any) -> tuple[jax.Array, Any]:
+    """The same for another sum of the same pass.
+
+    On a GPU or TPU such sums are one kernel and may share all they want. On a CPU every sum is a kernel of its own:
+    what two of them share is written to memory, be it the conversion of a bfloat16 x.
     """
-
     vectors = jax.tree.map(lambda v: as_varying_as(v, x), vectors)
-
-    def on_cpu(x, vectors):
-        return lax.optimization_barrier((x, vectors))
-
-    def elsewhere(x, vectors):
-        return x, lax.optimization_barrier(vectors)
-
-    return lax.cond(program_fits("cpu"), on_cpu, elsewhere, x, vectors)
+    return lax.cond(program_fits("cpu"), lax.optimization_barrier, lambda both: both, (x, vectors))
 
 
 def narrow_sum(terms: list[jax.Array], dtype) -> jax.Array:
