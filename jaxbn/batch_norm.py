@@ -10,13 +10,13 @@ from jax.sharding import PartitionSpec as P
 from jaxbn import checks
 from jaxbn.activations import check_activation
 from jaxbn.axes import expand_mask, feature_axes, is_split, reduction_axes
-from jaxbn.merge import Reduction, merge_sums
-from jaxbn.moments import shifted_moments
-from jaxbn.normalize import normalize, normalize_centred
+from jaxbn.merge import Reduction, accumulator, merge_sums
+from jaxbn.normalize import Affine, normalize
 from jaxbn.program import program_fits
 from jaxbn.running import update_batch_stats
 from jaxbn.sync import check_axis_name, check_groups
-from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, BatchStats, Moments, Momentum, Params
+from jaxbn.train import one_batch
+from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, BatchStats, Moments, Momentum, Params, promote
 
 
 def batch_norm(
@@ -163,17 +163,14 @@ def normalize_batch(
 
 @functools.partial(jax.jit, inline=True, static_argnames=("reduction", "chunk", "epsilon", "dtype", "activation"))
 def _train(scale, bias, mean, var, x, mask, residual, *, reduction, chunk, epsilon, dtype, activation):
-    if mask is not None:
-        # A NaN would outlive its weight of zero in the transpose: 0 * NaN is NaN.
-        counts = expand_mask(mask, x.ndim).astype(bool)
-        x = jnp.where(counts | jnp.isfinite(x), x, jnp.zeros((), x.dtype))
-
-    one_batch = functools.partial(_one_batch, reduction=reduction, epsilon=epsilon, dtype=dtype, activation=activation)
+    wide = promote(accumulator(x.dtype), dtype)
+    scale, bias = (None if v is None else v.astype(wide) for v in (scale, bias))
+    batch = functools.partial(one_batch, reduction, Affine(reduction.axes, epsilon, dtype, activation))
     arrays = (scale, bias, mean, var, x, mask, residual)
     if chunk is None:
-        y, pivot, moments = one_batch(*arrays)
+        y, pivot, moments = batch(*arrays)
         return y, moments._replace(mean=pivot + moments.mean)
-    over_chunks = functools.partial(_over_chunks, one_batch, reduction_axes(reduction.axes, x.ndim)[0], chunk)
+    over_chunks = functools.partial(_over_chunks, batch, reduction_axes(reduction.axes, x.ndim)[0], chunk)
     if is_split(x):
         # Chunks may span devices, which a type with explicit sharding cannot say: leave it to the partitioner.
         sharding = jax.typeof(x).sharding
@@ -181,21 +178,8 @@ def _train(scale, bias, mean, var, x, mask, residual, *, reduction, chunk, epsil
     return over_chunks(*arrays)
 
 
-def _one_batch(scale, bias, mean, var, x, mask, residual, *, reduction, epsilon, dtype, activation):
-    """`y`, and a pivot with the moments of `x - pivot`, of one (virtual) batch."""
-    pivot, moments = shifted_moments(reduction, x, mask, mean)
-    centre, batch_var = (pivot, moments.mean), moments.var
-    if mask is not None:
-        empty = moments.count == 0
-        mean, var = mean.astype(pivot.dtype), var.astype(batch_var.dtype)
-        centre = jnp.where(empty, mean, pivot), jnp.where(empty, jnp.zeros_like(mean), moments.mean)
-        batch_var = jnp.where(empty, var, batch_var)
-    y = normalize_centred(scale, bias, x, centre, batch_var, residual, reduction.axes, epsilon, dtype, activation)
-    return y, pivot, moments
-
-
-def _over_chunks(one_batch, axis: int, chunk: int, scale, bias, mean, var, x, mask, residual):
-    """Virtual batches: `one_batch` for each chunk by itself, and the moments of all of them."""
+def _over_chunks(batch, axis: int, chunk: int, scale, bias, mean, var, x, mask, residual):
+    """Virtual batches: `batch` for each chunk by itself, and the moments of all of them."""
 
     def split(v):
         if v is None or v.shape[axis] == 1:
@@ -204,7 +188,7 @@ def _over_chunks(one_batch, axis: int, chunk: int, scale, bias, mean, var, x, ma
 
     mask = None if mask is None else expand_mask(mask, x.ndim)
     (chunks, a), (mask, b), (residual, c) = split(x), split(mask), split(residual)
-    over_batches = jax.vmap(one_batch, in_axes=(None, None, None, None, a, b, c), out_axes=(axis, 0, 0))
+    over_batches = jax.vmap(batch, in_axes=(None, None, None, None, a, b, c), out_axes=(axis, 0, 0))
     y, pivots, moments = over_batches(scale, bias, mean, var, chunks, mask, residual)
     # About a common pivot, one sum merges them: one collective where the chunks lie on several devices.
     common = jnp.where(program_fits(), pivots[0], mean.astype(pivots.dtype))

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import SymbolicZero
 
 from jaxbn import checks, sync
 from jaxbn.axes import expand, expand_mask, feature_axes, num_rows, reduction_axes, row_sums
@@ -25,7 +24,7 @@ from jaxbn.merge import (
     merge_across_devices,
     real_dtype,
 )
-from jaxbn.passes import apart, fresh
+from jaxbn.passes import apart, fresh, known_tangents, nothing_kept
 from jaxbn.program import program_fits
 from jaxbn.types import Axes, AxisIndexGroups, AxisName, Moments
 
@@ -190,22 +189,22 @@ def shifted_moments(
 def _shifted_moments_jvp(reduction, primals, tangents):
     pivot, moments = checkpoint_name(shifted_moments(reduction, *primals), MOMENTS)
     x, mask, _ = primals
-    dx = tangents[0]
+    dx, *_ = known_tangents(tangents)
     zeros = jnp.zeros_like
-    if isinstance(dx, SymbolicZero):
-        return (pivot, moments), (zeros(pivot), Moments(*map(zeros, moments)))
+    dmoments = Moments(*map(zeros, moments))
+    if dx is not None:
+        tangent = nothing_kept(functools.partial(moments_tangent, reduction))
+        dmean, dvar = tangent(x, mask, pivot, moments, dx.astype(pivot.dtype))
+        dmoments = dmoments._replace(mean=dmean, var=dvar)
+    return (pivot, moments), (zeros(pivot), dmoments)
 
-    # Nothing but x and [C] vectors is kept for the transpose: without the checkpoint it would be x - mean as well.
-    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
-    def tangent(x, mask, pivot, moments, dx):
-        weights = _weights(mask, x.ndim, accumulator(x.dtype))
-        dx = dx.astype(pivot.dtype)
-        x, centre = fresh(x, (pivot, moments.mean))
-        centred = _centred(x, weights, centre, reduction)
-        dtotal, dsquare = row_sums([_weigh(dx, weights), _weigh(conj_times(centred, dx), weights)], reduction.axes)
-        if reduction.names:
-            dtotal, dsquare = all_sum([dtotal, dsquare], reduction)
-        return divide(dtotal, moments.count), 2 * divide(dsquare, moments.count)
 
-    dmean, dvar = tangent(x, mask, pivot, moments, dx)
-    return (pivot, moments), (zeros(pivot), Moments(zeros(moments.count), dmean, dvar))
+def moments_tangent(reduction: Reduction, x, mask, pivot, moments: Moments, dx) -> tuple[jax.Array, jax.Array]:
+    """d mean = E[dx] and d var = 2 E[Re conj(x - mean) dx], for `dx` in the dtype of the sums."""
+    weights = _weights(mask, x.ndim, dx.dtype)
+    x, centre = fresh(x, (pivot, moments.mean))
+    centred = _centred(x, weights, centre, reduction)
+    dtotal, dsquare = row_sums([_weigh(dx, weights), _weigh(conj_times(centred, dx), weights)], reduction.axes)
+    if reduction.names:
+        dtotal, dsquare = all_sum([dtotal, dsquare], reduction)
+    return divide(dtotal, moments.count), 2 * divide(dsquare, moments.count)

@@ -6,13 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxbn import checks, sync
 from jaxbn.activations import check_activation
 from jaxbn.axes import broadcast_like, expand, feature_axes, spread
 from jaxbn.merge import accumulator, real_dtype
-from jaxbn.passes import fresh, narrow_sum
+from jaxbn.passes import fresh, known_tangents, narrow_sum, nothing_kept
 from jaxbn.types import Activation, Axes, Params, promote
 
 
@@ -99,15 +98,10 @@ def normalize(
 
 @functools.partial(jax.jit, inline=True, static_argnames=("axes", "epsilon", "dtype", "activation"))
 def _normalize(scale, bias, x, mean, var, residual, *, axes, epsilon, dtype, activation):
-    return normalize_centred(scale, bias, x, (mean,), var, residual, axes, epsilon, dtype, activation)
-
-
-def normalize_centred(scale, bias, x, centre, var, residual, axes, epsilon, dtype, activation) -> jax.Array:
-    """`normalize` without its checks, with the mean as the sum of the parts in `centre`, in at least float32."""
     wide = promote(accumulator(x.dtype), dtype)
-    scale, bias, *centre = (None if v is None else v.astype(wide) for v in (scale, bias, *centre))
+    scale, bias, mean = (None if v is None else v.astype(wide) for v in (scale, bias, mean))
     affine = Affine(axes, epsilon, dtype, activation)
-    return apply_affine(affine, scale, bias, x, tuple(centre), var.astype(real_dtype(wide)), residual)
+    return apply_affine(affine, scale, bias, x, (mean,), var.astype(real_dtype(wide)), residual)
 
 
 def _subtract(x: jax.Array, parts, axes: tuple[int, ...]) -> jax.Array:
@@ -144,20 +138,11 @@ def apply_affine(affine: Affine, scale, bias, x, centre, var, residual) -> jax.A
 @functools.partial(apply_affine.defjvp, symbolic_zeros=True)
 def _apply_affine_jvp(affine, primals, tangents):
     y = apply_affine(affine, *primals)
-    tangents = jax.tree.map(
-        lambda t: None if isinstance(t, SymbolicZero) else t, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero)
-    )
-
-    # Nothing but x, the residual and [C] vectors is kept for the transpose.
-    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
-    def tangent(primals, tangents):
-        return _tangent(affine, primals, tangents)
-
-    dy = tangent(primals, tangents)
+    dy = nothing_kept(functools.partial(affine_tangent, affine))(primals, known_tangents(tangents))
     return y, jnp.zeros_like(y) if dy is None else dy
 
 
-def _tangent(affine: Affine, primals, tangents) -> jax.Array | None:
+def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
     """multiplier * dx + (x - mean) * k + c, with [C] vectors k and c, times the slope of the activation.
 
     Its transpose is the backward pass: the sums of dy * (x - mean) and of dy, then one multiply-add an element.

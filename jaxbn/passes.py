@@ -4,11 +4,13 @@ XLA keeps a value that several kernels use. Here such values (x - mean, a slope,
 again than to write and read, and a barrier hides that they are the same. Barriers change no number.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxbn.program import program_fits
 from jaxbn.sync import as_varying_as
@@ -48,3 +50,17 @@ def narrow_sum(terms: list[jax.Array], dtype) -> jax.Array:
     if len(terms) == 1 or terms[0].dtype == jnp.dtype(dtype):
         return elsewhere(terms)
     return lax.cond(program_fits("cpu"), on_cpu, elsewhere, terms)
+
+
+def nothing_kept(rule: Callable) -> Callable:
+    """A rule of derivatives of which only the arguments are kept for its transpose: x and [C] vectors."""
+    return jax.checkpoint(rule, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+
+
+def known_tangents(tangents: Any) -> Any:
+    """The tree of tangents with None for those that are known to be zero."""
+
+    def is_zero(tangent):
+        return isinstance(tangent, SymbolicZero)
+
+    return jax.tree.map(lambda t: None if is_zero(t) else t, tangents, is_leaf=is_zero)

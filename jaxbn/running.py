@@ -73,7 +73,8 @@ def update_batch_stats(
       moments: those of the batch, as `jaxbn.batch_moments` or `jaxbn.merge_moments` give them.
       momentum: weight of the old value, in [0, 1] (PyTorch's is one minus it): a number, a traced scalar, `None` for
         the exact cumulative average, or a callable of `batch_stats['count']`. The last two need the count.
-      unbiased: whether the running variance is divided by `count - 1` (Bessel's correction, PyTorch's convention).
+      unbiased: whether the running variance is divided by `count - 1`, at least 1 (Bessel's correction, PyTorch's
+        convention).
 
     Returns:
       New statistics with the keys, shapes, dtypes of the old ones.

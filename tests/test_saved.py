@@ -12,12 +12,7 @@ import jaxbn
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(
     "masked",
-    [
-        False,
-        pytest.param(
-            True, marks=pytest.mark.xfail(strict=True, reason="cleaning x keeps a bool and zeros of its shape")
-        ),
-    ],
+    [False, True],
 )
 def test_only_what_came_in_and_vectors_are_kept(activation, masked, residual):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 3)), jnp.bfloat16)

@@ -1,0 +1,91 @@
+"""One batch in training: its moments and its normalized values, with the derivative of both together.
+
+Apart they are `moments.shifted_moments` and `normalize.apply_affine`, each with a derivative of its own. Together, what
+`x` gets from both is added before it is rounded to the dtype of `x`, and values under a mask are cleaned on the way
+without a copy of `x` that is kept.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxbn.axes import expand_mask
+from jaxbn.merge import Reduction, real_dtype
+from jaxbn.moments import MOMENTS, moments_tangent, shifted_moments
+from jaxbn.normalize import Affine, affine_tangent, apply_affine
+from jaxbn.passes import known_tangents, nothing_kept
+from jaxbn.types import promote
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def one_batch(reduction: Reduction, affine: Affine, scale, bias, mean, var, x, mask, residual):
+    """`y`, and a pivot with the moments of `x - pivot`; a channel without examples takes the running `mean`, `var`."""
+    pivot, moments = shifted_moments(reduction, x, mask, mean)
+    centre, batch_var = _statistics(pivot, moments, mean, var, mask, affine)
+    y = apply_affine(affine, scale, bias, _clean(x, x, mask), centre, batch_var, residual)
+    return y, pivot, moments
+
+
+@functools.partial(one_batch.defjvp, symbolic_zeros=True)
+def _one_batch_jvp(reduction, affine, primals, tangents):
+    y, pivot, moments = one_batch(reduction, affine, *primals)
+    pivot, moments = checkpoint_name((pivot, moments), MOMENTS)
+
+    @nothing_kept
+    def tangent(primals, pivot, moments, tangents):
+        scale, bias, mean, var, x, mask, residual = primals
+        dscale, dbias, running_dmean, running_dvar, dx, dresidual = tangents
+        dmean = dvar = None
+        if dx is not None:
+            dx = _clean(x, dx, mask).astype(pivot.dtype)
+            dmean, dvar = moments_tangent(reduction, x, mask, pivot, moments, dx)
+        centre, batch_var = _statistics(pivot, moments, mean, var, mask, affine)
+        of_batch = dmean, dvar
+        if mask is not None:
+            empty = moments.count == 0
+            dmean, dvar = (_where(empty, r, b) for r, b in ((running_dmean, dmean), (running_dvar, dvar)))
+        dmean, dvar = (None if t is None else t.astype(v.dtype) for t, v in ((dmean, centre[0]), (dvar, batch_var)))
+        x = _clean(x, x, mask)
+        primals = scale, bias, x, centre, batch_var, residual
+        return affine_tangent(affine, primals, (dscale, dbias, dx, (dmean,), dvar, dresidual)), *of_batch
+
+    scale, bias, mean, var, x, _, residual = known_tangents(tangents)
+    dy, dmean, dvar = tangent(primals, pivot, moments, (scale, bias, mean, var, x, residual))
+    zeros = jnp.zeros_like
+    dmoments = moments._replace(
+        count=zeros(moments.count),
+        mean=zeros(moments.mean) if dmean is None else dmean,
+        var=zeros(moments.var) if dvar is None else dvar,
+    )
+    return (y, pivot, moments), (zeros(y) if dy is None else dy, zeros(pivot), dmoments)
+
+
+def _statistics(pivot, moments, mean, var, mask, affine: Affine):
+    """The mean, in two parts, and the variance to normalize with."""
+    centre, batch_var = (pivot, moments.mean), moments.var
+    if mask is not None:
+        empty = moments.count == 0
+        mean, var = mean.astype(pivot.dtype), var.astype(batch_var.dtype)
+        centre = jnp.where(empty, mean, pivot), jnp.where(empty, jnp.zeros_like(mean), moments.mean)
+        batch_var = jnp.where(empty, var, batch_var)
+    wide = promote(pivot.dtype, affine.dtype)
+    return tuple(part.astype(wide) for part in centre), batch_var.astype(real_dtype(wide))
+
+
+def _clean(x, values, mask):
+    """`values`, and zero where `x` is not finite and does not count: a NaN would outlive its weight of zero."""
+    if mask is None:
+        return values
+    counts = expand_mask(mask, x.ndim).astype(bool)
+    return jnp.where(counts | jnp.isfinite(x), values, jnp.zeros((), values.dtype))
+
+
+def _where(condition, a, b):
+    """`jnp.where` of tangents, None for zero."""
+    if a is None and b is None:
+        return None
+    like = b if a is None else a
+    a, b = (jnp.zeros_like(like) if v is None else v.astype(like.dtype) for v in (a, b))
+    return jnp.where(condition, a, b)
