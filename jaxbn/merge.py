@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxbn import checks, sync
+from jaxbn.packing import packed, sum_and_error, with_tail, without_tail
 from jaxbn.types import Moments, promote
 
 
@@ -90,8 +90,16 @@ def merge_moments(*moments: Moments) -> Moments:
 def merge_stacked(moments: Moments, weights: jax.Array | None = None) -> Moments:
     """Moments of the union of the sets along axis 0: of `count` [N] or [N, C], `mean` [N, C] and `var` [N, C].
 
-    `weights` [N] bool leaves sets out. The weighted mean is taken twice, the second time of what the first one left
-    over, so that no digit is lost where the means agree.
+    `weights` [N] bool leaves sets out.
+    """
+    rough, merged = _merge_about_mean(moments, weights)
+    return merged._replace(mean=rough + merged.mean)
+
+
+def _merge_about_mean(moments: Moments, weights: jax.Array | None, tails: jax.Array | None = None):
+    """A rough mean, and the merged moments about it: no digit is lost where the means agree.
+
+    `tails` [N, C] are further digits of the means.
     """
     count, mean, var = moments
     if weights is not None:
@@ -99,8 +107,9 @@ def merge_stacked(moments: Moments, weights: jax.Array | None = None) -> Moments
     full = count.reshape(count.shape + (1,) * (mean.ndim - count.ndim))
     mean, var = (jnp.where(full == 0, jnp.zeros((), v.dtype), v) for v in (mean, var))
     rough = divide((full.astype(mean.dtype) * mean).sum(0), full.sum(0))
-    merged = merge_sums(Moments(count, mean - rough[None], var), lambda sums: [s.sum(0) for s in sums])
-    return merged._replace(mean=rough + merged.mean)
+    rest = mean - rough[None]
+    rest = rest if tails is None else rest + tails
+    return rough, merge_sums(Moments(count, rest, var), lambda sums: [s.sum(0) for s in sums])
 
 
 def merge_sums(moments: Moments, add: Callable[[list[jax.Array]], list[jax.Array]]) -> Moments:
@@ -115,30 +124,25 @@ def merge_sums(moments: Moments, add: Callable[[list[jax.Array]], list[jax.Array
     return Moments(count, mean, jnp.maximum(divide(square, count) - abs_squared(mean), jnp.zeros((), square.dtype)))
 
 
-def _packed(arrays: list[jax.Array], move: Callable[[jax.Array], jax.Array]) -> list[jax.Array]:
-    """`move` applied to all arrays as one vector [n], so that it is one collective; it may add axes in front."""
-    parts = [p for a in arrays for p in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
-    moved = move(jnp.concatenate([p.reshape(-1) for p in parts]))
-    ends = np.cumsum([p.size for p in parts])[:-1]
-    parts = [m.reshape(m.shape[:-1] + p.shape) for m, p in zip(jnp.split(moved, ends, -1), parts, strict=True)]
-    of_parts = iter(parts)
-    return [lax.complex(next(of_parts), next(of_parts)) if jnp.iscomplexobj(a) else next(of_parts) for a in arrays]
-
-
 def merge_across_devices(local: Moments, pivot: jax.Array, hint: jax.Array | None, reduction: Reduction):
-    """From moments about each device's own pivot to those of all devices about a common one."""
-    if not reduction.two_pass:
-        # Not zeros_like: those would count as different on each device, and the merged moments with them.
-        zeros = jnp.zeros(local.mean.shape, local.mean.dtype)
-        common = zeros if hint is None else hint.astype(pivot.dtype)
-        local, pivot = local._replace(mean=(pivot - common) + local.mean), common
+    """From moments about each device's own pivot to those of all devices about a common one, in one collective."""
+    # Not zeros_like: those would count as different on each device, and the merged moments with them.
+    zeros = jnp.zeros(local.mean.shape, local.mean.dtype)
+    common = pivot if reduction.two_pass else zeros if hint is None else hint.astype(pivot.dtype)
+    offset, lost = sum_and_error(pivot, -common)
+    mean, tail = sum_and_error(offset, local.mean)
     if reduction.groups is None and sync.axis_size(reduction.names) > sync.GATHER_LIMIT:
         # As accurate as the pivot is close, and no larger on larger axes.
-        return pivot, merge_sums(local, lambda sums: all_sum(sums, reduction))
-    everyone = _packed(list(local), lambda v: sync.gather(v, reduction.names, invariant=reduction.groups is None))
-    return pivot, merge_stacked(Moments(*everyone), sync.members(reduction.names, reduction.groups))
+        return common, merge_sums(local._replace(mean=mean), lambda sums: all_sum(sums, reduction))
+    carried = [local.count, mean, with_tail(local.var, mean, lost + tail)]
+    everyone = packed(carried, lambda v: sync.gather(v, reduction.names, invariant=reduction.groups is None))
+    var, tails = without_tail(everyone[2], everyone[1])
+    members = sync.members(reduction.names, reduction.groups)
+    rough, merged = _merge_about_mean(Moments(*everyone[:2], var), members, tails)
+    pivot, lost = sum_and_error(common, rough)
+    return pivot, merged._replace(mean=lost + merged.mean)
 
 
 def all_sum(arrays: list[jax.Array], reduction: Reduction) -> list[jax.Array]:
     """Each array, summed over the mapped axes, all of them in one collective."""
-    return _packed(arrays, lambda v: sync.all_sum(v, reduction.names, reduction.groups))
+    return packed(arrays, lambda v: sync.all_sum(v, reduction.names, reduction.groups))

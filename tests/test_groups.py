@@ -33,7 +33,7 @@ def test_groups_may_be_of_unequal_size(split):
     y, new = normalize(split, data.groups, data.x, data.mask)
     want = expected(data, args)
     for name, value in {"y": y, **new}.items():
-        np.testing.assert_allclose(value, want[name], rtol=0, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(value, want[name], rtol=1e-6, atol=2e-5, err_msg=name)  # y up to 190
 
 
 def test_members_are_numbered_in_the_order_of_the_names():
