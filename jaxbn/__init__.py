@@ -5,8 +5,7 @@ from jaxbn.accumulate import commit_moments, zero_moments
 from jaxbn.averages import debiased
 from jaxbn.batch_norm import batch_norm, normalize_batch
 from jaxbn.collect import collect_moments
-from jaxbn.fold import fold, foldable_pairs
-from jaxbn.fold_pair import fold_into_next, fold_into_previous
+from jaxbn.folding import fold, fold_into_next, fold_into_previous, foldable_pairs
 from jaxbn.masks import batch_norm_mask
 from jaxbn.merge import merge_moments
 from jaxbn.moments import batch_moments

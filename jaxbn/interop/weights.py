@@ -1,46 +1,13 @@
-"""Weights from and to PyTorch and Keras 3: names, layouts, and the conventions of their batch norms.
-
-|                       | jaxbn, Flax          | PyTorch                    | Keras 3                  |
-|-----------------------|----------------------|----------------------------|--------------------------|
-| scale, bias           | scale, bias          | weight, bias               | gamma, beta              |
-| running statistics    | mean, var            | running_mean, running_var  | moving_mean, moving_variance |
-| number of updates     | count                | num_batches_tracked        |                          |
-| momentum              | weight of the old    | weight of the new          | weight of the old        |
-| running variance      | divided by n         | divided by n - 1           | divided by n             |
-| epsilon               | 1e-5                 | 1e-5                       | 1e-3                     |
-
-`BatchNorm(**interop.PYTORCH)` trains on with the running statistics of PyTorch, `BatchNorm(**interop.KERAS)` with
-those of Keras.
-"""
+"""The weights of a model from and to PyTorch and Keras 3, by name."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxbn.interop_files import load, save
-from jaxbn.interop_layout import KERAS as KERAS_WEIGHTS
-from jaxbn.interop_layout import TORCH as TORCH_WEIGHTS
-from jaxbn.interop_layout import AfterFlatten, ConvTranspose, Depthwise, Layout
-from jaxbn.interop_options import KERAS, PYTORCH, from_torch_options, to_torch_options
-from jaxbn.interop_slots import open_model
-from jaxbn.interop_transfer import give, take
-
-__all__ = [
-    "KERAS",
-    "PYTORCH",
-    "AfterFlatten",
-    "ConvTranspose",
-    "Depthwise",
-    "from_keras",
-    "from_torch",
-    "from_torch_options",
-    "load",
-    "save",
-    "to_keras",
-    "to_torch",
-    "to_torch_options",
-]
+from jaxbn.interop.layout import KERAS, TORCH, Layout
+from jaxbn.interop.slots import open_model
+from jaxbn.interop.transfer import give, take
 
 
 def from_torch(
@@ -79,7 +46,7 @@ def from_torch(
       >>> interop.from_torch(state_dict, like)["params"]["fc"]["kernel"].tolist()
       [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
     """
-    return take(TORCH_WEIGHTS, state_dict, *open_model(model, TORCH_WEIGHTS, names, prefix, layouts))
+    return take(TORCH, state_dict, *open_model(model, TORCH, names, prefix, layouts))
 
 
 def to_torch(
@@ -110,7 +77,7 @@ def to_torch(
       >>> interop.to_torch({"params": {"fc": {"kernel": jnp.zeros((3, 2))}}, "batch_stats": {}})["fc.weight"].shape
       (2, 3)
     """
-    return give(TORCH_WEIGHTS, open_model(model, TORCH_WEIGHTS, names, prefix, layouts)[0])
+    return give(TORCH, open_model(model, TORCH, names, prefix, layouts)[0])
 
 
 def from_keras(
@@ -145,8 +112,8 @@ def from_keras(
       [3.0]
     """
     arrays = weights if isinstance(weights, Mapping) else {w.path: w for w in weights}
-    slots, build = open_model(model, KERAS_WEIGHTS, names, prefix, layouts)
-    return take(KERAS_WEIGHTS, arrays, slots, build)
+    slots, build = open_model(model, KERAS, names, prefix, layouts)
+    return take(KERAS, arrays, slots, build)
 
 
 def to_keras(
@@ -167,4 +134,4 @@ def to_keras(
     Raises:
       ValueError, TypeError: as `from_keras`.
     """
-    return give(KERAS_WEIGHTS, open_model(model, KERAS_WEIGHTS, names, prefix, layouts)[0])
+    return give(KERAS, open_model(model, KERAS, names, prefix, layouts)[0])

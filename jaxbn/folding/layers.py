@@ -4,7 +4,7 @@ import jax
 from jax import lax
 
 from jaxbn.axes import feature_axes
-from jaxbn.fold_flow import Call
+from jaxbn.folding.flow import Call
 
 
 def describe_batch_norm(path: str, module, x: jax.Array, use_running_average=None, *, mask=None, residual=None) -> Call:

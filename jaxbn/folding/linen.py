@@ -8,15 +8,15 @@ from flax import linen as nn
 from flax.core import FrozenDict, freeze, meta, unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxbn import fold_layers
-from jaxbn.fold_flow import Flow, marked, trace
+from jaxbn.folding import layers
+from jaxbn.folding.flow import Flow, marked, trace
 from jaxbn.linen import BatchNorm
 
 LAYERS = (
-    ((BatchNorm, nn.BatchNorm), fold_layers.describe_batch_norm),
-    ((nn.Dense,), fold_layers.describe_dense),
-    ((nn.Conv,), fold_layers.describe_conv),
-    ((nn.ConvTranspose,), fold_layers.describe_conv_transpose),
+    ((BatchNorm, nn.BatchNorm), layers.describe_batch_norm),
+    ((nn.Dense,), layers.describe_dense),
+    ((nn.Conv,), layers.describe_conv),
+    ((nn.ConvTranspose,), layers.describe_conv_transpose),
 )
 COLLECTIONS = ("params", "batch_stats")
 

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 import jax
 from flax import nnx
 
-from jaxbn import fold_layers
-from jaxbn.fold_flow import Flow, marked, trace
+from jaxbn.folding import layers
+from jaxbn.folding.flow import Flow, marked, trace
 from jaxbn.nnx import BatchNorm
 
 LAYERS = (
-    ((BatchNorm, nnx.BatchNorm), fold_layers.describe_batch_norm),
-    ((nnx.Linear,), fold_layers.describe_dense),
-    ((nnx.Conv,), fold_layers.describe_conv),
-    ((nnx.ConvTranspose,), fold_layers.describe_conv_transpose),
+    ((BatchNorm, nnx.BatchNorm), layers.describe_batch_norm),
+    ((nnx.Linear,), layers.describe_dense),
+    ((nnx.Conv,), layers.describe_conv),
+    ((nnx.ConvTranspose,), layers.describe_conv_transpose),
 )
 NAMES = ("kernel", "scale", "bias", "mean", "var", "count")
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxbn.find import as_variables, is_nnx, plain_path
-from jaxbn.interop_layout import ConvTranspose, Framework, Layout
+from jaxbn.interop.layout import ConvTranspose, Framework, Layout
 
 
 class Slot(NamedTuple):

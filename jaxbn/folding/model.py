@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn.fold_flow import Flow
-from jaxbn.fold_pair import check_overflow, following, identity, previous
+from jaxbn.folding.flow import Flow
+from jaxbn.folding.pair import check_overflow, following, identity, previous
 
 Pair = tuple[str, str]
 
@@ -104,13 +104,13 @@ def _side(model, args, kwargs):
     from flax import linen, nnx
 
     if isinstance(model, linen.Module):
-        from jaxbn.fold_linen import LinenModel
+        from jaxbn.folding.linen import LinenModel
 
         if not args:
             raise TypeError("`fold` needs the variables of a linen model and its arguments: fold(model, variables, x).")
         return LinenModel(model, *args, **kwargs)
     if isinstance(model, nnx.Module):
-        from jaxbn.fold_nnx import NnxModel
+        from jaxbn.folding.nnx import NnxModel
 
         return NnxModel(model, *args, **kwargs)
     raise TypeError(f"`model` must be a linen or nnx module, got {type(model).__name__}.")

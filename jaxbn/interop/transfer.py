@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn.interop_layout import Framework
-from jaxbn.interop_slots import Slot, as_array
+from jaxbn.interop.layout import Framework
+from jaxbn.interop.slots import Slot, as_array
 
 
 def take(framework: Framework, source, slots: list[Slot], build: Callable):

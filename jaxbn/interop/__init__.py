@@ -1,0 +1,35 @@
+"""Weights from and to PyTorch and Keras 3: names, layouts, and the conventions of their batch norms.
+
+|                       | jaxbn, Flax          | PyTorch                    | Keras 3                  |
+|-----------------------|----------------------|----------------------------|--------------------------|
+| scale, bias           | scale, bias          | weight, bias               | gamma, beta              |
+| running statistics    | mean, var            | running_mean, running_var  | moving_mean, moving_variance |
+| number of updates     | count                | num_batches_tracked        |                          |
+| momentum              | weight of the old    | weight of the new          | weight of the old        |
+| running variance      | divided by n         | divided by n - 1           | divided by n             |
+| epsilon               | 1e-5                 | 1e-5                       | 1e-3                     |
+
+`BatchNorm(**interop.PYTORCH)` trains on with the running statistics of PyTorch, `BatchNorm(**interop.KERAS)` with
+those of Keras.
+"""
+
+from jaxbn.interop.files import load, save
+from jaxbn.interop.layout import AfterFlatten, ConvTranspose, Depthwise
+from jaxbn.interop.options import KERAS, PYTORCH, from_torch_options, to_torch_options
+from jaxbn.interop.weights import from_keras, from_torch, to_keras, to_torch
+
+__all__ = [
+    "KERAS",
+    "PYTORCH",
+    "AfterFlatten",
+    "ConvTranspose",
+    "Depthwise",
+    "from_keras",
+    "from_torch",
+    "from_torch_options",
+    "load",
+    "save",
+    "to_keras",
+    "to_torch",
+    "to_torch_options",
+]
