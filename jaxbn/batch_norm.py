@@ -175,7 +175,7 @@ def _train(scale, bias, mean, var, x, mask, residual, *, reduction, chunk, epsil
         # Chunks may span devices, which a type with explicit sharding cannot say: leave it to the partitioner.
         sharding = jax.typeof(x).sharding
         over_chunks = jax.sharding.auto_axes(over_chunks, out_sharding=(sharding, NamedSharding(sharding.mesh, P())))
-    return over_chunks(*arrays)
+    return over_chunks(*arrays)  # pyright: ignore[reportCallIssue]
 
 
 def _over_chunks(batch, axis: int, chunk: int, scale, bias, mean, var, x, mask, residual):

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxbn.axes import feature_shape
 
@@ -21,15 +23,13 @@ def check_input(x, name: str = "x") -> jax.Array:
         raise TypeError(f"`{name}` must be an array, got {type(x).__name__}.")
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise TypeError(
-            f"`{name}` must be floating or complex, got {describe(x)}; x.astype(jnp.float32) converts it."
-        )
+        raise TypeError(f"`{name}` must be floating or complex, got {describe(x)}; x.astype(jnp.float32) converts it.")
     if x.ndim < 1:
         raise ValueError(f"`{name}` must have at least one axis, the feature axis, got {describe(x)}.")
     return x
 
 
-def check_vectors(vectors: Mapping[str, object], owner: str, x: jax.Array, axes: tuple[int, ...]) -> None:
+def check_vectors(vectors: Mapping[str, Any], owner: str, x: jax.Array, axes: tuple[int, ...]) -> None:
     """Each [C] vector of `owner` (params or batch_stats) has the feature shape of `x`."""
     shape = feature_shape(x, axes)
     for name, value in vectors.items():
@@ -108,9 +108,7 @@ def check_moments(moments, batch_stats) -> None:
 
 def check_epsilon(epsilon) -> float:
     """A positive number, static."""
-    if isinstance(epsilon, jax.core.Tracer) or not isinstance(
-        epsilon, float | int | np.generic | np.ndarray | jax.Array
-    ):
+    if isinstance(epsilon, Tracer) or not isinstance(epsilon, float | int | np.generic | np.ndarray | jax.Array):
         raise TypeError(f"`epsilon` must be a number known at trace time, got {epsilon!r}.")
     epsilon = float(epsilon)
     if not (epsilon > 0 and math.isfinite(epsilon)):
@@ -127,7 +125,7 @@ def check_momentum(momentum, batch_stats) -> None:
                 "jaxbn.init(..., use_count=True) makes one."
             )
         return
-    if isinstance(momentum, jax.core.Tracer):
+    if isinstance(momentum, Tracer):
         if momentum.shape != () or not jnp.issubdtype(momentum.dtype, jnp.floating):
             raise ValueError(f"`momentum` must be a floating scalar, got {describe(momentum)}.")
         return

@@ -136,9 +136,10 @@ def merge_across_devices(local: Moments, pivot: jax.Array, hint: jax.Array | Non
         return common, merge_sums(local._replace(mean=mean), lambda sums: all_sum(sums, reduction))
     carried = [local.count, mean, with_tail(local.var, mean, lost + tail)]
     everyone = packed(carried, lambda v: sync.gather(v, reduction.names, invariant=reduction.groups is None))
-    var, tails = without_tail(everyone[2], everyone[1])
+    count, mean, var = everyone
+    var, tails = without_tail(var, mean)
     members = sync.members(reduction.names, reduction.groups)
-    rough, merged = _merge_about_mean(Moments(*everyone[:2], var), members, tails)
+    rough, merged = _merge_about_mean(Moments(count, mean, var), members, tails)
     pivot, lost = sum_and_error(common, rough)
     return pivot, merged._replace(mean=lost + merged.mean)
 

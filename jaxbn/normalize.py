@@ -1,7 +1,9 @@
 """The normalization itself, given a mean and a variance: one multiply-add an element, with its closed derivative."""
 
 import functools
-from typing import NamedTuple
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ class Affine(NamedTuple):
     epsilon: float
     dtype: jnp.dtype
     """of the output"""
-    activation: object = None
+    activation: Callable[[jax.Array], jax.Array] | None = None
     """elementwise function of the pre-activation, or None"""
 
 
@@ -184,10 +186,10 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
     return narrow_sum(terms, affine.dtype) if terms else None
 
 
-def _add(*terms):
+def _add(*terms: jax.Array | None) -> Any:
     """Sum of the terms that are not None; None where all are."""
-    terms = [t for t in terms if t is not None]
-    return functools.reduce(lambda a, b: a + b, terms) if terms else None
+    known = [t for t in terms if t is not None]
+    return functools.reduce(operator.add, known) if known else None
 
 
 def _as_varying_pair(k, c, x):

@@ -4,6 +4,8 @@ XLA keeps a value that several kernels use. Here such values (x - mean, a slope,
 again than to write and read, and a barrier hides that they are the same. Barriers change no number.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +47,7 @@ def narrow_sum(terms: list[jax.Array], dtype) -> jax.Array:
         return total
 
     def elsewhere(terms):
-        return sum(terms[1:], start=terms[0]).astype(dtype)
+        return functools.reduce(operator.add, terms).astype(dtype)
 
     if len(terms) == 1 or terms[0].dtype == jnp.dtype(dtype):
         return elsewhere(terms)

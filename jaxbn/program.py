@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -21,7 +22,7 @@ def program_fits(*platforms: str, parts: int = 1) -> jax.Array:
 
 @_program_fits_p.def_abstract_eval
 def _(**_):
-    return jax.core.ShapedArray((), np.dtype(bool))
+    return ShapedArray((), np.dtype(bool))
 
 
 @_program_fits_p.def_impl

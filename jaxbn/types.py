@@ -23,7 +23,7 @@ class Moments(NamedTuple):
     (`count` 0) change nothing.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     """[] or [C] float, number of values a channel (the sum of the weights where there are weights), >= 0."""
     mean: jax.Array
     """[C] float or complex, in the unit of the data."""
