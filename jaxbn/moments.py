@@ -190,13 +190,17 @@ def _shifted_moments_jvp(reduction, primals, tangents):
     pivot, moments = checkpoint_name(shifted_moments(reduction, *primals), MOMENTS)
     x, mask, _ = primals
     dx, *_ = known_tangents(tangents)
-    zeros = jnp.zeros_like
-    dmoments = Moments(*map(zeros, moments))
+    dmean = dvar = None
     if dx is not None:
         tangent = nothing_kept(functools.partial(moments_tangent, reduction))
         dmean, dvar = tangent(x, mask, pivot, moments, dx.astype(pivot.dtype))
-        dmoments = dmoments._replace(mean=dmean, var=dvar)
-    return (pivot, moments), (zeros(pivot), dmoments)
+    return (pivot, moments), (jnp.zeros_like(pivot), tangent_moments(moments, dmean, dvar))
+
+
+def tangent_moments(moments: Moments, dmean, dvar) -> Moments:
+    """The tangents as `Moments`, None for zero; varying between devices where the moments count as varying."""
+    tangents = zip(moments, (None, dmean, dvar), strict=True)
+    return Moments(*(jnp.zeros_like(m) if t is None else sync.as_varying_as(t, m) for m, t in tangents))
 
 
 def moments_tangent(reduction: Reduction, x, mask, pivot, moments: Moments, dx) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxbn.axes import expand_mask
 from jaxbn.merge import Reduction, real_dtype
-from jaxbn.moments import MOMENTS, moments_tangent, shifted_moments
+from jaxbn.moments import MOMENTS, moments_tangent, shifted_moments, tangent_moments
 from jaxbn.normalize import Affine, affine_tangent, apply_affine
 from jaxbn.passes import known_tangents, nothing_kept
 from jaxbn.types import promote
@@ -53,13 +53,8 @@ def _one_batch_jvp(reduction, affine, primals, tangents):
 
     scale, bias, mean, var, x, _, residual = known_tangents(tangents)
     dy, dmean, dvar = tangent(primals, pivot, moments, (scale, bias, mean, var, x, residual))
-    zeros = jnp.zeros_like
-    dmoments = moments._replace(
-        count=zeros(moments.count),
-        mean=zeros(moments.mean) if dmean is None else dmean,
-        var=zeros(moments.var) if dvar is None else dvar,
-    )
-    return (y, pivot, moments), (zeros(y) if dy is None else dy, zeros(pivot), dmoments)
+    dy = jnp.zeros_like(y) if dy is None else dy
+    return (y, pivot, moments), (dy, jnp.zeros_like(pivot), tangent_moments(moments, dmean, dvar))
 
 
 def _statistics(pivot, moments, mean, var, mask, affine: Affine):

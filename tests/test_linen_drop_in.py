@@ -66,13 +66,16 @@ def train(module, xs, mask):
 
 
 def assert_same(actual, expected, tolerance):
+    """The same tree, shapes and dtypes, and the values to `tolerance` or one rounding of a half-precision dtype."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         name = jax.tree_util.keystr(path)
         assert (a.shape, a.dtype) == (e.shape, e.dtype), name
+        half = jnp.issubdtype(a.dtype, jnp.floating) and jnp.finfo(a.dtype).bits < 32
+        near = max(tolerance, float(jnp.finfo(a.dtype).eps)) if half else tolerance
         wide = np.complex128 if jnp.iscomplexobj(a) else np.float64
         a, e = (np.asarray(v).astype(wide) for v in (a, e))
-        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * max(1, np.abs(e).max()), err_msg=name)
+        np.testing.assert_allclose(a, e, rtol=near, atol=near * max(1, np.abs(e).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("name", CASES)
