@@ -7,6 +7,7 @@ from jaxbn.batch_norm import batch_norm, normalize_batch
 from jaxbn.collect import collect_moments
 from jaxbn.folding import fold, fold_into_next, fold_into_previous, foldable_pairs
 from jaxbn.masks import batch_norm_mask
+from jaxbn.memory import save_only_moments
 from jaxbn.merge import merge_moments
 from jaxbn.moments import batch_moments
 from jaxbn.normalize import normalize
@@ -37,6 +38,7 @@ __all__ = [
     "normalize",
     "normalize_batch",
     "recalibrate",
+    "save_only_moments",
     "summary",
     "update_batch_stats",
     "zero_moments",

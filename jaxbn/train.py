@@ -23,15 +23,15 @@ from jaxbn.types import promote
 def one_batch(reduction: Reduction, affine: Affine, scale, bias, mean, var, x, mask, residual):
     """`y`, and a pivot with the moments of `x - pivot`; a channel without examples takes the running `mean`, `var`."""
     pivot, moments = shifted_moments(reduction, x, mask, mean)
-    centre, batch_var = _statistics(pivot, moments, mean, var, mask, affine)
-    y = apply_affine(affine, scale, bias, _clean(x, x, mask), centre, batch_var, residual)
-    return y, pivot, moments
+    return _normalized(affine, pivot, moments, scale, bias, mean, var, x, mask, residual), pivot, moments
 
 
 @functools.partial(one_batch.defjvp, symbolic_zeros=True)
 def _one_batch_jvp(reduction, affine, primals, tangents):
-    y, pivot, moments = one_batch(reduction, affine, *primals)
-    pivot, moments = checkpoint_name((pivot, moments), MOMENTS)
+    _, _, mean, _, x, mask, _ = primals
+    # Under their name the moments stand between x and y: who keeps them computes y again in one pass.
+    pivot, moments = checkpoint_name(shifted_moments(reduction, x, mask, mean), MOMENTS)
+    y = _normalized(affine, pivot, moments, *primals)
 
     @nothing_kept
     def tangent(primals, pivot, moments, tangents):
@@ -55,6 +55,11 @@ def _one_batch_jvp(reduction, affine, primals, tangents):
     dy, dmean, dvar = tangent(primals, pivot, moments, (scale, bias, mean, var, x, residual))
     dy = jnp.zeros_like(y) if dy is None else dy
     return (y, pivot, moments), (dy, jnp.zeros_like(pivot), tangent_moments(moments, dmean, dvar))
+
+
+def _normalized(affine: Affine, pivot, moments, scale, bias, mean, var, x, mask, residual):
+    centre, batch_var = _statistics(pivot, moments, mean, var, mask, affine)
+    return apply_affine(affine, scale, bias, _clean(x, x, mask), centre, batch_var, residual)
 
 
 def _statistics(pivot, moments, mean, var, mask, affine: Affine):
