@@ -144,8 +144,8 @@ def _mean_of_some_rows(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def _pivot(x: jax.Array, weights: jax.Array | None, hint: jax.Array | None, reduction: Reduction) -> jax.Array:
     """A value near the mean, [C], of which nothing but that is asked.
 
-    On one device it comes from the data: it is right from the first step on. In a program over several devices that
-    would cost a collective of its own, and `hint` (the running mean) stands in.
+    From the data it is right from the first step on. Where that costs something, `hint` (the running mean) stands in:
+    a collective in a program over several devices, a read on a TPU, which otherwise sums as it writes x.
     """
     wide = x.astype(accumulator(x.dtype))
     if reduction.two_pass:
@@ -154,19 +154,11 @@ def _pivot(x: jax.Array, weights: jax.Array | None, hint: jax.Array | None, redu
     pivot = _mean_of_some_rows(x, reduction.axes) if weights is None else _mean(wide, weights, local)
     # A non-finite pivot would spread from its own row to the channel; the sums tell of it anyway.
     pivot = jnp.where(jnp.isfinite(pivot), pivot, jnp.zeros((), pivot.dtype))
-    return pivot if hint is None else jnp.where(program_fits(), pivot, hint.astype(pivot.dtype))
+    return pivot if hint is None else jnp.where(program_fits("cpu", "cuda", "rocm"), pivot, hint.astype(pivot.dtype))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def shifted_moments(
-    reduction: Reduction, x: jax.Array, mask: jax.Array | None, hint: jax.Array | None
-) -> tuple[jax.Array, Moments]:
-    """A pivot [C] and the moments of `x - pivot`, over the reduction axes and the mapped axes.
-
-    The derivative is closed: d mean = E[dx], d var = 2 E[Re conj(x - mean) dx]. The pivot and the mask are constants.
-    """
-    weights = _weights(mask, x.ndim, accumulator(x.dtype))
-    pivot = _pivot(x, weights, hint, reduction)
+def _about(pivot: jax.Array, x: jax.Array, weights: jax.Array | None, reduction: Reduction) -> Moments:
+    """The moments of `x - pivot` on this device."""
     count = _count(x, weights, reduction.axes)
     first_x, first_pivot = fresh(x, pivot)
     second_x, second_pivot = apart(x, first_pivot)
@@ -179,7 +171,39 @@ def shifted_moments(
     )
     delta = divide(total, count)
     var = jnp.maximum(divide(square, count) - abs_squared(delta), jnp.zeros((), square.dtype))
-    local = Moments(count, delta, var)
+    return Moments(count, delta, var)
+
+
+def _near(pivot: jax.Array, local: Moments, x: jax.Array, weights: jax.Array | None, reduction: Reduction):
+    """A pivot and moments about it, taken again where a hint was more than eight deviations off in some channel."""
+
+    def again(pivot, local):
+        mean = pivot + local.mean
+        return mean, _about(mean, x, weights, reduction)
+
+    def as_they_are(pivot, local):
+        return pivot, local
+
+    def on_tpu(pivot, local):
+        off = abs_squared(local.mean) > 64 * local.var
+        return lax.cond(jnp.any(off & jnp.isfinite(local.mean)), again, as_they_are, pivot, local)
+
+    return lax.cond(program_fits("tpu"), on_tpu, as_they_are, pivot, local)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def shifted_moments(
+    reduction: Reduction, x: jax.Array, mask: jax.Array | None, hint: jax.Array | None
+) -> tuple[jax.Array, Moments]:
+    """A pivot [C] and the moments of `x - pivot`, over the reduction axes and the mapped axes.
+
+    The derivative is closed: d mean = E[dx], d var = 2 E[Re conj(x - mean) dx]. The pivot and the mask are constants.
+    """
+    weights = _weights(mask, x.ndim, accumulator(x.dtype))
+    pivot = _pivot(x, weights, hint, reduction)
+    local = _about(pivot, x, weights, reduction)
+    if hint is not None and not reduction.two_pass:
+        pivot, local = _near(pivot, local, x, weights, reduction)
     if not reduction.names:
         return pivot, local
     return merge_across_devices(local, pivot, hint, reduction)
