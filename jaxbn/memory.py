@@ -1,8 +1,8 @@
 """Half the activations: a policy for `jax.checkpoint` that keeps a batch's moments and computes the rest again.
 
-In conv → batch norm → activation → conv the first convolution's output is kept for the derivative of batch norm, and the
-activation's output for that of the second convolution. The second follows from the first by one multiply-add an element,
-once the moments are known. So the boundary of a checkpoint lies where a convolution's output meets its batch norm:
+In conv → batch norm → activation → conv the first convolution's output is kept for the derivative of batch norm, and
+the activation's output for that of the second convolution. The second follows from the first by one multiply-add an
+element, once the moments are known. So a checkpoint begins where a convolution's output meets its batch norm:
 
     x = conv(x)
     x = checkpoint(norm, activation, conv)(x)
@@ -11,8 +11,8 @@ once the moments are known. So the boundary of a checkpoint lies where a convolu
 and of each pair of arrays one is kept. No convolution runs twice, and no statistics, with their reads of the batch and
 their collective between devices. A boundary before the convolution, or around a whole network, saves nothing.
 
-References: Chen et al. 2016, "Training deep nets with sublinear memory cost", section 3; Rota Bulò, Porzi & Kontschieder
-2018, "In-place activated batch norm", section 3, who keep the same one of the two or the other.
+References: Chen et al. 2016, "Training deep nets with sublinear memory cost", section 3; Rota Bulò, Porzi &
+Kontschieder 2018, "In-place activated batch norm", section 3, who keep one of the two as well.
 
 Example, with linen:
   >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxbn
@@ -44,7 +44,7 @@ import jax
 from jaxbn.moments import MOMENTS
 
 save_only_moments = jax.checkpoint_policies.save_only_these_names(MOMENTS)
-"""Policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat`: keeps the moments of each batch and nothing else.
+"""Policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat`: keeps the moments of each batch, nothing else.
 
 To keep more, join it with another policy by `jax.checkpoint_policies.save_from_both_policies`.
 """
