@@ -1,0 +1,150 @@
+"""How often the compiled program reads and writes the activation: exact, without a device."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbn
+from bench import measure, report
+from bench.compilers import compile_for
+from bench.steps import bottleneck_stack, training_step
+from bench.traffic import kernels, traffic
+from bench.workloads import SHAPES, Workload, workloads
+
+PROGRAM = """
+HloModule jit_f
+%body (p0: f32[8,4], p1: f32[4]) -> f32[8,4] {
+  %p0 = f32[8,4]{1,0} parameter(0)
+  %p1 = f32[4]{0} parameter(1)
+  %b = f32[8,4]{1,0} broadcast(%p1), dimensions={1}
+  ROOT %m = f32[8,4]{1,0} multiply(%p0, %b)
+}
+%little (q0: f32[8,4]) -> f32[8,4] {
+  ROOT %q0 = f32[8,4]{1,0} parameter(0)
+}
+%much (r0: f32[8,4]) -> f32[8,4] {
+  %r0 = f32[8,4]{1,0} parameter(0)
+  ROOT %n = f32[8,4]{1,0} negate(%r0)
+}
+ENTRY %main (x: f32[8,4], w: f32[4,4], v: f32[4], s: s32[]) -> (f32[8,4]) {
+  %x = f32[8,4]{1,0} parameter(0)
+  %w = f32[4,4]{1,0} parameter(1)
+  %v = f32[4]{0} parameter(2)
+  %s = s32[] parameter(3)
+  %f = f32[8,4]{1,0} fusion(%x, %v), kind=kLoop, calls=%body
+  %d = f32[8,4]{1,0} dot(%f, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %c = f32[8,4]{1,0} conditional(%s, %d, %d), branch_computations={%little, %much}
+  %g = bf16[8,4]{1,0} convert(%c)
+  ROOT %t = (bf16[8,4]{1,0}) tuple(%g)
+}
+"""
+
+
+def test_the_reader_counts_large_arrays_once_a_kernel():
+    rows = {k.name: k for k in kernels(PROGRAM, 40)}
+    assert set(rows) == {"f", "d", "g"}  # the branch that does nothing is the usual one
+    assert rows["f"] == ("f", [128], [128], False)
+    assert rows["d"].is_product
+    assert traffic(PROGRAM, 40) == (3, 3, 3, 4 * 128 + 128 + 64, 2 * 128 + 128 + 64)
+
+
+def both_passes(shape, dtype, **options):
+    """Bytes an element of forward and backward in one program for the CPU, nothing else beside."""
+    params, stats = jaxbn.init(shape[-1])
+
+    def run(params, x, dy):
+        y, pullback, new = jax.vjp(
+            lambda params, x: jaxbn.batch_norm(params, stats, x, use_running_average=False, **options),
+            params, x, has_aux=True,
+        )  # fmt: skip
+        return y, new, pullback(dy)
+
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    return traffic(compile_for("here", run, params, x, x).as_text(), x.size).bytes / x.size
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="how a CPU is served")
+@pytest.mark.parametrize(
+    ("dtype", "options", "limit"),
+    [
+        ("float32", {}, 40),
+        ("bfloat16", {}, 20),
+        ("float32", {"activation": "relu"}, 52),
+        ("bfloat16", {"activation": "relu"}, 32),
+    ],
+)
+def test_on_a_cpu_a_layer_makes_eight_reads_and_two_writes(dtype, options, limit):
+    """There each sum is a pass of its own; with ReLU the slope is computed from x once more for each."""
+    assert both_passes((256, 64), dtype, **options) <= limit
+
+
+def test_evaluation_is_one_read_and_one_write_with_residual_and_activation():
+    params, stats = jaxbn.init(64)
+    x = jax.ShapeDtypeStruct((256, 64), jnp.float32)
+
+    def evaluate(params, stats, x, residual):
+        options = {"residual": residual, "activation": "silu"}
+        return jaxbn.batch_norm(params, stats, x, use_running_average=True, **options)[0]
+
+    found = traffic(compile_for("here", evaluate, params, stats, x, x).as_text(), x.size)
+    assert (found.reads, found.writes) == (2, 1)
+    found = traffic(compile_for("here", evaluate, params, stats, x, None).as_text(), x.size)
+    assert (found.reads, found.writes) == (1, 1)
+
+
+@functools.cache
+def needs(device):
+    """Skips where that compiler is not installed: see bench.compilers."""
+    if os.environ.get("JAX_PLATFORMS") != "cpu":
+        pytest.skip("compiling for an absent device needs JAX_PLATFORMS=cpu")
+    try:
+        compile_for(device, jnp.sin, jax.ShapeDtypeStruct((8,), jnp.float32))
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    "w", workloads(SHAPES, ("float32", "bfloat16"), ("", "relu", "residual")), ids=lambda w: w.label
+)
+def test_on_an_h100_each_pass_is_at_the_limit(w: Workload):
+    needs("h100")
+    found = measure.layer_traffic("h100", "jaxbn", w)
+    assert (found["forward [B/element]"], found["backward [B/element]"]) <= w.limit
+
+
+@pytest.mark.parametrize(
+    ("network", "dtype", "limit"),
+    [
+        ("conv-stack", "float32", 32),
+        ("conv-stack", "bfloat16", 17),
+        ("dense-stack", "float32", 34.5),
+        ("dense-stack", "bfloat16", 19.5),
+    ],
+)
+def test_on_an_h100_a_whole_step_is_near_the_limit(network, dtype, limit):
+    needs("h100")
+    assert measure.step_traffic("h100", "jaxbn", network, dtype)["outside products [B/element]"] <= limit
+
+
+def test_peers_train_the_same_network_to_the_same_weights():
+    network = bottleneck_stack(1, 4, 5, 2)
+    found = {}
+    for peer in ("jaxbn", "flax.linen", "flax.nnx"):
+        step = training_step(network, peer, "float32")
+        weights, _, _, loss = jax.jit(step.run)(*step.args)
+        found[peer] = [*weights, loss]
+    for peer in ("flax.linen", "flax.nnx"):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found["jaxbn"], found[peer])
+
+
+def test_tables_have_a_row_a_workload_and_a_column_a_peer():
+    rows = [
+        {"workload": w, "peer": p, "limit": 3, "x": i} for i, (w, p) in enumerate([("a", "p"), ("a", "q"), ("b", "p")])
+    ]
+    table = report.by_peer(rows, lambda r: str(r["x"]), "limit")
+    assert table == [{"workload": "a", "limit": 3, "p": "0", "q": "1"}, {"workload": "b", "limit": 3, "p": "2"}]
+    assert "| a | 3 | 0 | 1 |" in report.markdown("title", table)
