@@ -59,7 +59,7 @@ def _count() -> list[dict[str, Any]]:
 
         specs = (P(), P("devices"), P() if mask is None else P("devices"))
         split = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P("devices"), check_vma=False)
-        program = jax.jit(split).lower(variables, x, mask).compile()
+        program: Any = jax.jit(split).lower(variables, x, mask).compile()
         y = np.asarray(program(variables, x, mask)[0], np.float64)
         return len(re.findall(_COLLECTIVE, program.as_text())), error(y, groups or (range(8),), mask)
 

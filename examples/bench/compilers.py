@@ -20,7 +20,7 @@ ABSENT = ("h100", "tpu")
 """Devices that can be compiled for from afar."""
 
 
-def compile_for(device: str, f: Callable, *args: Any):
+def compile_for(device: str, f: Callable, *args: Any) -> Any:
     """The compiled program of `f`; `args` are arrays or `jax.ShapeDtypeStruct`s.
 
     Args:

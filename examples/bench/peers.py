@@ -111,7 +111,7 @@ def _keras(w: Workload) -> Layer:
     state = [v.value for v in norm.non_trainable_variables]
 
     def apply(params, state, x, residual):
-        y, new = norm.stateless_call(params, state, x, training=True)
+        y, new = norm.stateless_call(params, state, x, training=True)[:2]
         return _after(y, w.fused, residual), new
 
     return Layer(params, state, apply)

@@ -100,7 +100,7 @@ def figure(folder: Path, title: str, rows: list[Row], quantity: str, limit: str 
         if limit:
             for g, name in enumerate(groups):
                 reached = next(values[name, p][limit] for p in peers if (name, p) in values)
-                label = None if g else "limit"
+                label = "_" if g else "limit"
                 axes.vlines(reached, g * step - 0.6, (g + 1) * step - 1.4, colors=ORANGE, linewidth=2.5, label=label)
         axes.set_yticks([g * step + (step - 2) / 2 for g in range(len(groups))], groups)
         axes.invert_yaxis()
