@@ -1,0 +1,131 @@
+"""Claim 5: no vanishing and no exploding gradients, so that deeper networks train."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from claims.claim import Finding, Results, Setting, interval
+from claims.network import Network
+from claims.training import Plan, Runs, loss_of, start, train
+from figures import BLUE, GREEN, ORANGE, RED
+
+TITLE = "Depth"
+CLAIM = "Vanishing and exploding gradients are prevented, so that deeper networks train."
+DEPTHS = (2, 5, 10, 20, 35, 50)
+RATES = (0.003, 0.01, 0.03, 0.1)
+SCALES = {"He's weights": 1.0, "weights too small (1/2)": 0.5, "weights too large (2)": 2.0}
+WIDTH = 32
+ENOUGH = 0.9
+
+
+def parts(setting: Setting):
+    plan = Plan(setting.steps(300), evaluations=1)
+    depths, rates = setting.some(DEPTHS), setting.some(RATES)
+    deepest = max(depths)
+
+    def gradients(norm):
+        network = Network(depth=deepest, width=WIDTH, norm=norm)
+
+        @jax.jit
+        @functools.partial(jax.vmap, in_axes=(0, None))
+        @functools.partial(jax.vmap, in_axes=(None, 0))
+        def norms(seed, scale):
+            params, batch_stats = start(network, setting.data, seed, scale)
+            x, y = setting.data.train_x[:256], setting.data.train_y[:256]
+            grads = jax.grad(lambda p: loss_of(network, p, batch_stats, x, y)[0])(params)
+            return jnp.stack([jnp.linalg.norm(g["kernel"]) / jnp.linalg.norm(p["kernel"])
+                              for g, p in zip(grads, params, strict=True)])  # fmt: skip
+
+        def measure():
+            scales = jnp.asarray(list(SCALES.values()))
+            return {"norms": np.asarray(norms(jnp.arange(setting.seeds), scales)), "depth": deepest}
+
+        return measure
+
+    def accuracies(norm, depth):
+        def measure():
+            network = Network(depth=depth, width=WIDTH, norm=norm)
+            out = train(network, plan, setting.data, Runs.grid(setting.seeds, rates))
+            return {"accuracy": np.asarray(out.test_accuracy)[:, -1].reshape(setting.seeds, -1), "rates": rates}
+
+        return measure
+
+    found = {f"gradients, {norm}": gradients(norm) for norm in ("batch", "none")}
+    for depth in depths:
+        found |= {f"depth {depth}, {norm}": accuracies(norm, depth) for norm in ("batch", "none")}
+    return found
+
+
+def _by_depth(results: Results, norm: str):
+    """Depths, and the accuracy [seeds] of each at its best learning rate."""
+    named = {int(k.split()[1].rstrip(",")): r for k, r in results.items() if k.startswith("depth") and k.endswith(norm)}
+    tops = []
+    for r in named.values():
+        accuracy = np.asarray(r["accuracy"])
+        tops.append(accuracy[:, accuracy.mean(0).argmax()])
+    return list(named), tops
+
+
+def _deepest(results: Results, norm: str) -> int:
+    depths, tops = _by_depth(results, norm)
+    return max([d for d, top in zip(depths, tops, strict=True) if top.mean() >= ENOUGH] or [0])
+
+
+def _spread(result) -> np.ndarray:
+    """[seeds, scales]: by what factor the largest gradient of a hidden layer exceeds the smallest."""
+    norms = np.maximum(np.asarray(result["norms"], float)[..., :-1], 1e-30)
+    return norms.max(-1) / norms.min(-1)
+
+
+def finding(results: Results) -> Finding:
+    deep, plain = _deepest(results, "batch"), _deepest(results, "none")
+    spread = {norm: _spread(results[f"gradients, {norm}"]) for norm in ("batch", "none")}
+    power = {norm: [f"1e{np.log10(s).mean():.1f}" for s in spread[norm].T] for norm in spread}
+    deepest = results["gradients, batch"]["depth"]
+    tops = {norm: interval(_by_depth(results, norm)[1][-1]) for norm in ("batch", "none")}
+    calmer = [(spread["batch"][:, i] < spread["none"][:, i]).all() for i in range(len(SCALES))]
+    if deep > plain and all(calmer):
+        verdict = "holds"
+    elif deep > plain or any(calmer):
+        verdict = (
+            f"holds in part: the deepest plain network that trains has {deep} layers with, {plain} without; at "
+            + ("He's weights, made for ReLU, batch norm's own gradients grow with depth" if not calmer[0] else "some scales gradients spread more")
+            + " (Yang et al. 2019), at other scales they do not"
+        )  # fmt: skip
+    else:
+        verdict = "does not hold here"
+    return Finding(
+        f"deepest plain network that ends above {ENOUGH:.0%}; largest over smallest gradient of a layer (relative to its "
+        f"weights) at the start, {deepest} layers, for {', '.join(SCALES)}",
+        f"{deep} layers with, {plain} without; at {deepest} layers {tops['batch'].percent()} against "
+        f"{tops['none'].percent()}; gradients spread {', '.join(power['batch'])} with, {', '.join(power['none'])} without",
+        verdict,
+    )
+
+
+def draw(results: Results):
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
+    for ax, norm, title in ((axes[0], "batch", "with batch norm"), (axes[1], "none", "without")):
+        norms = np.maximum(np.asarray(results[f"gradients, {norm}"]["norms"], float)[..., :-1], 1e-30)
+        layers = np.arange(1, norms.shape[-1] + 1)
+        for i, (label, style) in enumerate(zip(SCALES, ((GREEN, "-"), (ORANGE, "--"), (RED, ":")), strict=True)):
+            logs = np.log10(norms[:, i])
+            ax.plot(layers, 10 ** logs.mean(0), style[1], color=style[0], label=label)
+            ax.fill_between(layers, 10 ** logs.min(0), 10 ** logs.max(0), color=style[0], alpha=0.2, linewidth=0)
+        ax.set(yscale="log", xlabel="layer", title=f"{title}, at the start", ylim=(1e-16, 1e18))
+    axes[0].set_ylabel("gradient / weights [ratio of norms]")
+    axes[1].legend(loc="upper right", fontsize=8)
+    for norm, colour, style, label in (("batch", BLUE, "o-", "with batch norm"), ("none", ORANGE, "s--", "without")):
+        depths, tops = _by_depth(results, norm)
+        values = [interval(100 * t) for t in tops]
+        axes[2].errorbar(
+            depths, [v.mean for v in values], [v.half for v in values], fmt=style, color=colour, label=label
+        )
+    axes[2].set(
+        xlabel="depth [layers]", ylabel="test accuracy [%]", title="after training, no shortcuts", ylim=(0, 102)
+    )
+    axes[2].legend(loc="lower left")
+    return figure

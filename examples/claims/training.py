@@ -1,0 +1,147 @@
+"""Many runs as one program: seeds, learning rates and scales of the initial weights train side by side under `vmap`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from claims import network as net
+from claims.network import Network
+from data import Dataset
+
+
+class Plan(NamedTuple):
+    """How to train; hashable."""
+
+    steps: int
+    batch_size: int = 64
+    train_images: int | None = None
+    """the first so many of the training images; all where None"""
+    evaluations: int = 10
+    """how often the test images are looked at, at even distances, last at the end"""
+    momentum: float = 0.9
+    """of the running statistics"""
+
+
+class Runs(NamedTuple):
+    """What differs between runs; arrays [runs]."""
+
+    seed: np.ndarray
+    learning_rate: np.ndarray
+    scale: np.ndarray
+    """of the initial weights, as a multiple of He's"""
+
+    @classmethod
+    def grid(cls, seeds, learning_rates, scales=(1.0,)) -> "Runs":
+        """All combinations, the scale varying fastest: what comes out reshapes to [seeds, rates, scales, ...]."""
+        axes = np.meshgrid(np.arange(seeds), np.float32(learning_rates), np.float32(scales), indexing="ij")
+        return cls(*(a.ravel() for a in axes))
+
+
+class Trained(NamedTuple):
+    """What training gives; each array with a leading axis [runs]."""
+
+    params: Any
+    batch_stats: Any
+    loss: jax.Array
+    """[runs, steps] of each batch"""
+    train_loss: jax.Array
+    """[runs, evaluations] of training images, as many as there are test images, in evaluation mode"""
+    train_accuracy: jax.Array
+    test_loss: jax.Array
+    test_accuracy: jax.Array
+    probed: Any
+    """[runs, evaluations, ...] what the probe returned, None without one"""
+
+
+Probe = Callable[[Network, Dataset, Any, Any], Any]
+"""(network, data, params, batch_stats) -> arrays, looked at with each evaluation"""
+
+
+OPTIMIZER = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
+
+
+def loss_of(network: Network, params, batch_stats, x, y, momentum: float = 0.9):
+    """Cross-entropy of a batch in training mode, and the new statistics."""
+    out = net.apply(network, params, batch_stats, x, train=True, momentum=momentum)
+    loss = optax.softmax_cross_entropy_with_integer_labels(out.logits, y).mean()
+    return loss, out.batch_stats
+
+
+def evaluate(network: Network, params, batch_stats, x, y) -> tuple[jax.Array, jax.Array]:
+    """Loss and accuracy with the running statistics."""
+    logits = net.apply(network, params, batch_stats, x, train=False).logits
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    return loss, (logits.argmax(-1) == y).mean()
+
+
+def start(network: Network, data: Dataset, seed, scale):
+    """Parameters and statistics of one run."""
+    return net.init(jax.random.key(seed), network, data.train_x.shape[1:], len(data.classes), scale)
+
+
+def batches(plan: Plan, images: int, seed) -> jax.Array:
+    """[steps, batch_size] indices: the images in a new order each epoch."""
+    epochs = -(-plan.steps * plan.batch_size // images)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), epochs)
+    order = jax.vmap(lambda key: jax.random.permutation(key, images))(keys)
+    return order.reshape(-1)[: plan.steps * plan.batch_size].reshape(plan.steps, plan.batch_size)
+
+
+def train_one(network: Network, plan: Plan, data: Dataset, probe: Probe | None, seed, learning_rate, scale) -> Trained:
+    """One run; `train` maps it over many."""
+    images = plan.train_images or len(data.train_x)
+    train_x, train_y = data.train_x[:images], data.train_y[:images]
+    params, batch_stats = start(network, data, seed, scale)
+    opt_state = OPTIMIZER.init(params)
+    opt_state.hyperparams["learning_rate"] = jnp.asarray(learning_rate, jnp.float32)
+
+    def step(state, rows):
+        params, batch_stats, opt_state = state
+        value = functools.partial(loss_of, network, x=train_x[rows], y=train_y[rows], momentum=plan.momentum)
+        (loss, batch_stats), grads = jax.value_and_grad(value, has_aux=True)(params, batch_stats)
+        updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), batch_stats, opt_state), loss
+
+    def period(state, rows):
+        state, losses = jax.lax.scan(step, state, rows)
+        on = functools.partial(evaluate, network, *state[:2])
+        few = len(data.test_x)
+        probed = probe(network, data, *state[:2]) if probe else None
+        return state, (losses, *on(train_x[:few], train_y[:few]), *on(data.test_x, data.test_y), probed)
+
+    rows = batches(plan, images, seed).reshape(plan.evaluations, -1, plan.batch_size)
+    (params, batch_stats, _), (losses, *curves) = jax.lax.scan(period, (params, batch_stats, opt_state), rows)
+    return Trained(params, batch_stats, losses.reshape(-1), *curves)
+
+
+def train(network: Network, plan: Plan, data: Dataset, runs: Runs, probe: Probe | None = None) -> Trained:
+    """Trains all runs at once.
+
+    Raises:
+      ValueError: the steps are no multiple of the evaluations, or the batch is larger than the training set.
+    """
+    images = plan.train_images or len(data.train_x)
+    if plan.steps % plan.evaluations or not 0 < plan.batch_size <= images:
+        raise ValueError(f"steps must be a multiple of the evaluations, and the batch at most {images}, got {plan}")
+    return _program(network, plan, data.classes, probe)(data[:4], runs)
+
+
+@functools.cache
+def _program(network: Network, plan: Plan, classes: tuple[str, ...], probe: Probe | None):
+    @jax.jit
+    def run(arrays, runs: Runs):
+        return jax.vmap(functools.partial(train_one, network, plan, Dataset(*arrays, classes), probe))(*runs)
+
+    return run
+
+
+def steps_to(accuracy: np.ndarray, target: float, plan: Plan) -> np.ndarray:
+    """[runs]: the step of the first evaluation that reaches `target`; infinite where none does."""
+    reached = np.asarray(accuracy) >= target
+    every = plan.steps // plan.evaluations
+    return np.where(reached.any(-1), (reached.argmax(-1) + 1) * every, np.inf)
