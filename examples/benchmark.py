@@ -125,6 +125,9 @@ def measure_all(args: argparse.Namespace) -> tuple[Row, dict[str, list[Row]]]:
     versions = peers.installed([name for name in wanted if name in peers.PEERS])
     names, device = list(versions), args.compile_for or "here"
     torch = timing.Torch.start() if "torch" in wanted and device == "here" else None
+    missing = [name for name in args.peers or [] if name not in versions and not (name == "torch" and torch)]
+    if missing:
+        raise ValueError(f"--peers names {missing}, which are not installed, or not for this device")
     here = f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} CPU cores"
     about = {
         "device": {"h100": "compiled for an H100", "tpu": "compiled for a TPU v5e", "here": here}[device],

@@ -26,22 +26,16 @@ def parts(setting: Setting):
     def measured(network):
         @jax.jit
         @functools.partial(jax.vmap, in_axes=(0, 0, None))
-        def shares(params, batch_stats, x):
+        def dead_share(params, batch_stats, x):
             out = net.apply(network, params, batch_stats, x, train=False)
             idle = [(h <= 0).all(0).mean() for h in out.outputs]
-            if network.activation in ("sigmoid", "tanh"):
-                # Where the slope is below a twentieth of its largest.
-                limit = 4.36 if network.activation == "sigmoid" else 2.18
-                flat = [(abs(z) > limit).mean() for z in out.pre_activations]
-            else:
-                flat = [(z <= 0).mean() for z in out.pre_activations]
-            return sum(idle) / len(idle), sum(flat) / len(flat)
+            return sum(idle) / len(idle)
 
         def measure():
             out = train(network, plan, setting.data, Runs.grid(setting.seeds, rates))
-            dead, flat = shares(out.params, out.batch_stats, setting.data.train_x)
             shape = (setting.seeds, len(rates))
-            found = {"accuracy": out.test_accuracy[:, -1], "dead": dead, "flat": flat}
+            dead = dead_share(out.params, out.batch_stats, setting.data.train_x)
+            found = {"accuracy": out.test_accuracy[:, -1], "dead": dead}
             return {"rates": rates} | {k: np.asarray(v).reshape(shape) for k, v in found.items()}
 
         return measure
@@ -83,23 +77,26 @@ def finding(results: Results) -> Finding:
 
 
 def draw(results: Results):
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     places = np.arange(len(ACTIVATIONS))
     for i, (norm, colour, label) in enumerate((("batch", BLUE, "with batch norm"), ("none", ORANGE, "without"))):
-        for ax, name in ((axes[0], "accuracy"), (axes[1], "flat")):
-            values = [interval(100 * _at_best(results[f"{a}, {norm}"], name)) for a in ACTIVATIONS]
-            ax.bar(
-                places + 0.4 * i - 0.2, [v.mean for v in values], 0.38, yerr=[v.half for v in values],
-                color=colour, label=label, hatch="//" * i, edgecolor="white", error_kw={"linewidth": 1},
-            )  # fmt: skip
+        values = [interval(100 * _at_best(results[f"{a}, {norm}"], "accuracy")) for a in ACTIVATIONS]
+        axes[0].bar(
+            places + 0.4 * i - 0.2, [v.mean for v in values], 0.38, yerr=[v.half for v in values],
+            color=colour, label=label, hatch="//" * i, edgecolor="white", error_kw={"linewidth": 1},
+        )  # fmt: skip
         r = results[f"relu, {norm}"]
         values = [interval(v) for v in 100 * np.asarray(r["dead"]).T]
-        axes[2].errorbar(r["rates"], [v.mean for v in values], [v.half for v in values], color=colour, marker="os"[i])
-    for ax in axes[:2]:
-        ax.set_xticks(places, [a.replace("_", "\n") for a in ACTIVATIONS])
-        ax.grid(axis="x", visible=False)
+        axes[1].errorbar(r["rates"], [v.mean for v in values], [v.half for v in values], color=colour, marker="os"[i])
+    axes[0].set_xticks(places, [a.replace("_", "\n") for a in ACTIVATIONS])
+    axes[0].grid(axis="x", visible=False)
     axes[0].set(ylabel="test accuracy [%]", title="at the best learning rate", ylim=(0, 102))
-    axes[1].set(ylabel="inputs where the slope is flat [%]", title="|slope| < 1/20 of the largest")
-    axes[2].set(ylabel="dead ReLU units [%]", xlabel="learning rate", xscale="log", title="zero on all training images")
+    axes[1].set(
+        ylabel="dead ReLU units [%]",
+        xlabel="learning rate",
+        xscale="log",
+        title="zero on all training images",
+        ylim=(-2, 102),
+    )
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

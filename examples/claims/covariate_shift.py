@@ -19,7 +19,6 @@ RATE = 0.03
 PERCENTILES = (15, 50, 85)
 REACH = (0.5, 1.0, 2.0, 4.0)
 """how far along the gradient the loss is looked at, in steps of the learning rate (Santurkar et al. 2018, figure 4)"""
-EVALUATIONS = 50
 
 
 def look(network: Network, data, params, batch_stats):
@@ -50,8 +49,8 @@ def _norm(tree):
 
 
 def parts(setting: Setting):
-    steps = max(EVALUATIONS, setting.steps(300))
-    plan = Plan(steps, evaluations=EVALUATIONS)
+    steps = setting.steps(300)
+    plan = Plan(steps, evaluations=30 if setting.fast else 50)
 
     def measured(network):
         def measure():
@@ -59,7 +58,7 @@ def parts(setting: Setting):
             mean, deviation = np.asarray(found["mean"]), np.asarray(found["deviation"])
             shift = np.abs(np.diff(mean, axis=1)) / np.maximum(deviation[:, :-1], 1e-6)
             return {
-                "step": np.arange(1, EVALUATIONS + 1) * (steps // EVALUATIONS),
+                "step": np.arange(1, plan.evaluations + 1) * (steps // plan.evaluations),
                 "percentiles": np.asarray(found["percentiles"]),
                 "shift": np.median(shift, (1, 3)),
                 "loss range": np.asarray(found["loss range"]),

@@ -19,11 +19,11 @@ NETWORK = Network()
 RATE = 0.1
 IMAGES, BATCHES, BATCH = 64, 50, 16
 CASES = {
-    # name: (momentum, batch size)
-    "momentum 0.9, batches of 64": (0.9, 64),
-    "momentum 0.99, batches of 64": (0.99, 64),
-    "momentum 0.9, batches of 4": (0.9, 4),
-    "momentum 0.5, batches of 4": (0.5, 4),
+    # name: (momentum, batch size, learning rate)
+    "momentum 0.9, batches of 64": (0.9, 64, RATE),
+    "momentum 0.99, batches of 64": (0.99, 64, RATE),
+    "momentum 0.9, batches of 4": (0.9, 4, RATE / 10),
+    "momentum 0.5, batches of 4": (0.5, 4, RATE / 10),
 }
 
 
@@ -39,11 +39,11 @@ def exact_accuracy(network: Network, data, params, batch_stats):
 
 
 def parts(setting: Setting):
-    data, runs = setting.data, Runs.grid(setting.seeds, [RATE])
+    data = setting.data
 
     def predictions():
         """Of each of some test images: the probability of its class, alone and in random company, in both modes."""
-        out = train(NETWORK, Plan(setting.steps(200)), data, runs)
+        out = train(NETWORK, Plan(setting.steps(200)), data, Runs.grid(setting.seeds, [RATE]))
         images = min(IMAGES, len(data.test_x))
         rng = np.random.default_rng(0)
         test_x = jnp.asarray(data.test_x)
@@ -72,7 +72,7 @@ def parts(setting: Setting):
         true = data.test_y[:images]
 
         def of_class(p):
-            return np.take_along_axis(p, true[..., None], -1)[..., 0]
+            return p[..., np.arange(images), true]
 
         return {
             "difference": np.abs(evaluation - alone[:, None]).max((1, 2, 3)),
@@ -82,8 +82,9 @@ def parts(setting: Setting):
             "example alone": of_class(alone)[0][np.argsort(of_class(training)[0].std(0))[-8:]],
         }
 
-    def curves(momentum, batch_size):
+    def curves(momentum, batch_size, rate):
         def measure():
+            runs = Runs.grid(setting.seeds, [rate])
             steps = setting.steps(400)
             plan = Plan(steps, min(batch_size, len(data.train_x)), evaluations=10, momentum=momentum)
             early = Plan(10, plan.batch_size, evaluations=10, momentum=momentum)
@@ -122,24 +123,33 @@ def finding(results: Results) -> Finding:
 
 
 def draw(results: Results):
-    figure, axes = plt.subplots(1, 1 + len(CASES), figsize=(13, 3.2), layout="constrained")
+    figure, grid = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained")
+    box, legend, cases = grid[0, 0], grid[1, 0], grid[:, 1:].ravel()
     p = results["predictions"]
     example = np.asarray(p["example"])
     places = np.arange(len(example))
-    axes[0].boxplot(list(example), positions=places, widths=0.6, flierprops={"markersize": 3})
-    axes[0].plot(places, p["example alone"], "D", color=ORANGE, label="evaluation mode")
-    axes[0].set(xlabel="test image", ylabel="probability of its class", title="box: in 50 batches,\ntraining mode")
-    axes[0].legend(loc="lower left", fontsize=8)
-    for ax, name in zip(axes[1:], CASES, strict=True):
+    box.boxplot(
+        list(example), positions=places, widths=0.6, flierprops={"markersize": 3}, medianprops={"color": "gray"}
+    )
+    box.plot(places, p["example alone"], "D", color=ORANGE)
+    box.set(
+        xlabel="test image: the eight that move most",
+        ylabel="probability of its class",
+        title="one image in 50 batches",
+    )
+    for ax, name in zip(cases, CASES, strict=True):
         r = results[name]
         for key, colour, style in (("running", ORANGE, "s--"), ("recalibrated", BLUE, "o-")):
             values = [interval(100 * v) for v in np.asarray(r[key]).T]
             mean, half = (np.array([getattr(v, k) for v in values]) for k in ("mean", "half"))
-            ax.plot(
-                r["step"], mean, style, color=colour, label=key if key != "running" else "moving averages", markersize=4
-            )
+            ax.plot(r["step"], mean, style, color=colour, label=key, markersize=4)
             ax.fill_between(r["step"], mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-        ax.set(xscale="log", xlabel="step", title=name.replace(", ", ",\n"), ylim=(0, 102))
-    axes[1].set_ylabel("test accuracy [%]")
-    axes[1].legend(loc="lower right", fontsize=8)
+        ax.set(xscale="log", xlabel="step", title=name, ylim=(0, 102), ylabel="test accuracy [%]")
+    legend.set_axis_off()
+    running, recalibrated = cases[0].get_lines()
+    handles = {"evaluation mode: moving averages": running, "recalibrated on all training images": recalibrated}
+    handles["training mode: box and whiskers"] = plt.Line2D(
+        [], [], color="black", marker="s", mfc="white", linestyle=""
+    )
+    legend.legend(handles.values(), handles, loc="center")
     return figure

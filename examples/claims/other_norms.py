@@ -66,13 +66,13 @@ def finding(results: Results) -> Finding:
         texts.append(
             f"{size}: batch {interval(tops['batch']).percent()}, best other ({rival}) {interval(tops[rival]).percent()}"
         )
-    seen = {norm: interval(_images(results, norm, sizes[-1])) for norm in ("batch", "none")}
+    seen = {norm: np.median(_images(results, norm, sizes[-1])) for norm in NORMS}
+    seen = {norm: f"{s:.0f} {norm}" if np.isfinite(s) else f"never {norm}" for norm, s in seen.items()}
     where = f"ahead of all others at batch sizes {ahead or 'none'}, behind at {behind or 'none'}, no clear difference elsewhere"
     return Finding(
         f"test accuracy of a CNN after {IMAGES} images at each one's best learning rate, by batch size; images seen until "
         f"{TARGET:.0%}",
-        f"{'; '.join(texts)}; images to {TARGET:.0%} in batches of {sizes[-1]}: {seen['batch'].number(0)} with batch norm, "
-        f"{seen['none'].number(0)} without",
+        f"{'; '.join(texts)}; images to {TARGET:.0%} in batches of {sizes[-1]}, median: {', '.join(seen.values())}",
         f"holds in part: {where}" if ahead else f"does not hold here against all: {where}",
     )
 
@@ -86,7 +86,8 @@ def draw(results: Results):
         axes[0].errorbar(sizes, [v.mean for v in tops], [v.half for v in tops], fmt=style, color=colour, label=norm)
         seen = [np.median(_images(results, norm, s)) for s in sizes]
         axes[1].plot(sizes, seen, style, color=colour)
-    axes[0].set(ylabel="test accuracy [%]")
+    lowest = min(100 * _top(results, norm, s).mean() for norm in NORMS for s in sizes)
+    axes[0].set(ylabel="test accuracy [%]", ylim=(max(0, lowest - 10), 101))
     axes[1].set(ylabel=f"images seen until {TARGET:.0%}, median", ylim=(0, None))
     for ax in axes:
         ax.set_xscale("log", base=2)

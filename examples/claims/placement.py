@@ -29,12 +29,10 @@ def parts(setting: Setting):
             out = train(network, plan, setting.data, Runs.grid(setting.seeds, rates))
             shape = (setting.seeds, len(rates))
             accuracy = np.asarray(out.test_accuracy)
-            steps = steps_to(accuracy, TARGET, plan)
             return {
                 "rates": rates,
                 "accuracy": accuracy[:, -1].reshape(shape),
-                "steps": np.minimum(steps, 2 * plan.steps).reshape(shape),
-                "plan": plan.steps,
+                "steps": steps_to(accuracy, TARGET, plan).reshape(shape),
             }
 
         return measure
@@ -69,16 +67,13 @@ def draw(results: Results):
     labels = {"before": "before the activation", "after": "after it", "none": "none"}
     for name, r in results.items():
         colour, style = STYLES[name]
-        for ax, values in zip(axes, (100 * np.asarray(r["accuracy"]), np.asarray(r["steps"])), strict=True):
-            middle = [interval(v) for v in values.T]
-            mean = np.array([m.mean for m in middle])
-            half = np.array([m.half for m in middle])
-            ax.plot(r["rates"], mean, style, color=colour, label=labels[name])
-            ax.fill_between(r["rates"], mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-    limit = next(iter(results.values()))["plan"]
+        values = [interval(100 * v) for v in np.asarray(r["accuracy"]).T]
+        mean, half = (np.array([getattr(v, k) for v in values]) for k in ("mean", "half"))
+        axes[0].plot(r["rates"], mean, style, color=colour, label=labels[name])
+        axes[0].fill_between(r["rates"], mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        axes[1].plot(r["rates"], np.median(r["steps"], 0), style, color=colour)  # where most seeds get there
     axes[0].set(xscale="log", xlabel="learning rate", ylabel="test accuracy [%]", ylim=(0, 102))
-    axes[1].set(xscale="log", xlabel="learning rate", ylabel=f"steps to {TARGET:.0%} [steps]", ylim=(0, None))
-    axes[1].axhline(limit, color="gray", linewidth=0.8)
-    axes[1].text(axes[1].get_xlim()[0], limit, " end of training; above: never reached", va="bottom", fontsize=8)
+    axes[1].set(xscale="log", xlabel="learning rate", ylabel=f"steps to {TARGET:.0%}, median of the seeds")
+    axes[1].set(ylim=(0, None), xlim=axes[0].get_xlim())
     axes[0].legend(loc="lower center")
     return figure

@@ -103,7 +103,7 @@ def draw(results: Results):
         ):
             values = [interval(100 * v) for v in ys.T]
             ax.errorbar(xs, [v.mean for v in values], [v.half for v in values], fmt=style, color=colour, label=label)
-    axes[0].set(xlabel="step", ylabel="test accuracy [%]", title="at the best learning rate")
-    axes[1].set(xlabel="learning rate", xscale="log", title="at the end")
+    axes[0].set(xlabel="step", ylabel="test accuracy [%]", title="at the best learning rate", ylim=(0, 102))
+    axes[1].set(xlabel="learning rate", xscale="log", title="at the end", ylim=(0, 102))
     axes[0].legend(loc="lower right")
     return figure
