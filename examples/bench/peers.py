@@ -13,6 +13,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import jax
 import jax.numpy as jnp
 
+import jaxbn
 from bench.workloads import Workload
 
 
@@ -34,8 +35,6 @@ def _after(y, fused: str, residual):
 
 
 def _jaxbn(w: Workload) -> Layer:
-    import jaxbn
-
     params, state = jaxbn.init(w.shape[-1])
 
     def apply(params, state, x, residual):
@@ -133,7 +132,7 @@ def installed(names) -> dict[str, str]:
     found = {}
     for name in names:
         try:
-            found[name] = version(PEERS[name][0])
+            found[name] = jaxbn.__version__ if name == "jaxbn" else version(PEERS[name][0])
         except ImportError:
             continue
     return found

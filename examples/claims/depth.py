@@ -1,7 +1,5 @@
 """Claim 5: no vanishing and no exploding gradients, so that deeper networks train."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -30,18 +28,17 @@ def parts(setting: Setting):
         network = Network(depth=deepest, width=WIDTH, norm=norm)
 
         @jax.jit
-        @functools.partial(jax.vmap, in_axes=(0, None))
-        @functools.partial(jax.vmap, in_axes=(None, 0))
-        def norms(seed, scale):
-            params, batch_stats = start(network, setting.data, seed, scale)
+        @jax.vmap
+        def norms(params, batch_stats):
             x, y = setting.data.train_x[:256], setting.data.train_y[:256]
             grads = jax.grad(lambda p: loss_of(network, p, batch_stats, x, y)[0])(params)
-            return jnp.stack([jnp.linalg.norm(g["kernel"]) / jnp.linalg.norm(p["kernel"])
-                              for g, p in zip(grads, params, strict=True)])  # fmt: skip
+            pairs = zip(grads, params, strict=True)
+            return jnp.stack([jnp.linalg.norm(g["kernel"]) / jnp.linalg.norm(p["kernel"]) for g, p in pairs])
 
         def measure():
-            scales = jnp.asarray(list(SCALES.values()))
-            return {"norms": np.asarray(norms(jnp.arange(setting.seeds), scales)), "depth": deepest}
+            runs = Runs.grid(setting.seeds, [0.0], SCALES.values())
+            found = np.asarray(norms(*start(network, setting.data, runs)))
+            return {"norms": found.reshape(setting.seeds, len(SCALES), -1), "depth": deepest}
 
         return measure
 

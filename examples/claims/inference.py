@@ -90,10 +90,12 @@ def parts(setting: Setting):
             early = Plan(10, plan.batch_size, evaluations=10, momentum=momentum)
             found = [train(NETWORK, p, data, runs, exact_accuracy) for p in (early, plan)]
             every = steps // plan.evaluations
+            step = [*range(1, 11), *range(every, steps + 1, every)]
+            order = np.argsort(step)
             return {
-                "step": [*range(1, 11), *range(every, steps + 1, every)],
-                "running": np.concatenate([np.asarray(f.test_accuracy) for f in found], 1),
-                "recalibrated": np.concatenate([np.asarray(f.probed) for f in found], 1),
+                "step": np.array(step)[order],
+                "running": np.concatenate([np.asarray(f.test_accuracy) for f in found], 1)[:, order],
+                "recalibrated": np.concatenate([np.asarray(f.probed) for f in found], 1)[:, order],
             }
 
         return measure

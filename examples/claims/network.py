@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxbn
 
@@ -44,27 +45,25 @@ class Pass(NamedTuple):
     """of each hidden layer, which the next one is given"""
 
 
-def init(key: jax.Array, network: Network, image: tuple[int, ...], classes: int, scale=1.0) -> tuple[list, list]:
-    """Parameters and statistics; kernels are normal with variance 2 / fan_in (He et al. 2015), times `scale` squared."""
-    keys = jax.random.split(key, network.depth + 1)
+def init(seed: int, network: Network, image: tuple[int, ...], classes: int) -> tuple[list, list]:
+    """Parameters and statistics, in NumPy; kernels are normal with variance 2 / fan_in (He et al. 2015)."""
+    rng = np.random.default_rng(seed)
     params, batch_stats = [], []
     features = math.prod(image) if network.kind == "dense" else image[-1]
-    for i in range(network.depth):
+    for _ in range(network.depth):
         shape = (features, network.width) if network.kind == "dense" else (3, 3, features, network.width)
-        own, stats = jaxbn.init(network.width)
-        layer = {"kernel": _normal(keys[i], shape, scale), "bias": own["bias"]}
-        if network.norm != "none":
-            layer["norm"] = own  # its bias takes the place of the layer's
-            del layer["bias"]
+        own, stats = jax.tree.map(np.asarray, jaxbn.init(network.width))
+        layer = {"kernel": _normal(rng, shape)}
+        layer |= {"bias": own["bias"]} if network.norm == "none" else {"norm": own}
         params.append(layer)
         batch_stats.append(stats if network.norm == "batch" else {})
         features = network.width
-    params.append({"kernel": _normal(keys[-1], (features, classes), scale), "bias": jnp.zeros(classes)})
+    params.append({"kernel": _normal(rng, (features, classes)), "bias": np.zeros(classes, np.float32)})
     return params, batch_stats
 
 
-def _normal(key, shape, scale):
-    return scale * math.sqrt(2 / math.prod(shape[:-1])) * jax.random.normal(key, shape)
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return (math.sqrt(2 / math.prod(shape[:-1])) * rng.normal(size=shape)).astype(np.float32)
 
 
 def apply(network: Network, params, batch_stats, x, *, train: bool, momentum: float = 0.9) -> Pass:

@@ -38,7 +38,7 @@ class Runs(NamedTuple):
     @classmethod
     def grid(cls, seeds, learning_rates, scales=(1.0,)) -> "Runs":
         """All combinations, the scale varying fastest: what comes out reshapes to [seeds, rates, scales, ...]."""
-        axes = np.meshgrid(np.arange(seeds), np.float32(learning_rates), np.float32(scales), indexing="ij")
+        axes = np.meshgrid(np.arange(seeds), np.float32(list(learning_rates)), np.float32(list(scales)), indexing="ij")
         return cls(*(a.ravel() for a in axes))
 
 
@@ -79,30 +79,42 @@ def evaluate(network: Network, params, batch_stats, x, y) -> tuple[jax.Array, ja
     return loss, (logits.argmax(-1) == y).mean()
 
 
-def start(network: Network, data: Dataset, seed, scale):
-    """Parameters and statistics of one run."""
-    return net.init(jax.random.key(seed), network, data.train_x.shape[1:], len(data.classes), scale)
+def start(network: Network, data: Dataset, runs: Runs) -> tuple[Any, Any]:
+    """Parameters and statistics of all runs, each array with a leading axis [runs]."""
+    of_seed = {
+        seed: net.init(seed, network, data.train_x.shape[1:], len(data.classes)) for seed in set(runs.seed.tolist())
+    }
+    params, batch_stats = jax.tree.map(lambda *v: np.stack(v), *(of_seed[seed] for seed in runs.seed.tolist()))
+    for layer in params:
+        kernel = layer["kernel"]
+        layer["kernel"] = kernel * runs.scale.reshape(-1, *(1,) * (kernel.ndim - 1))
+    return params, batch_stats
 
 
-def batches(plan: Plan, images: int, seed) -> jax.Array:
-    """[steps, batch_size] indices: the images in a new order each epoch."""
-    epochs = -(-plan.steps * plan.batch_size // images)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), epochs)
-    order = jax.vmap(lambda key: jax.random.permutation(key, images))(keys)
-    return order.reshape(-1)[: plan.steps * plan.batch_size].reshape(plan.steps, plan.batch_size)
+def batches(plan: Plan, images: int, runs: Runs) -> np.ndarray:
+    """[runs, steps, batch_size] indices: the images in a new order each epoch, the same for the runs of a seed."""
+    needed = plan.steps * plan.batch_size
+
+    def order(seed: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, 1])
+        epochs = [rng.permutation(images) for _ in range(-(-needed // images))]
+        return np.concatenate(epochs)[:needed].reshape(plan.steps, plan.batch_size).astype(np.int32)
+
+    of_seed = {seed: order(seed) for seed in set(runs.seed.tolist())}
+    return np.stack([of_seed[seed] for seed in runs.seed.tolist()])
 
 
-def train_one(network: Network, plan: Plan, data: Dataset, probe: Probe | None, seed, learning_rate, scale) -> Trained:
-    """One run; `train` maps it over many."""
-    images = plan.train_images or len(data.train_x)
-    train_x, train_y = data.train_x[:images], data.train_y[:images]
-    params, batch_stats = start(network, data, seed, scale)
+def train_one(
+    network: Network, plan: Plan, data: Dataset, probe: Probe | None, params, batch_stats, rows, learning_rate
+):
+    """One run over batches of these rows [steps, batch_size]; `train` maps it over many."""
+    few = min(plan.train_images or len(data.train_x), len(data.test_x))
     opt_state = OPTIMIZER.init(params)
-    opt_state.hyperparams["learning_rate"] = jnp.asarray(learning_rate, jnp.float32)
+    opt_state.hyperparams["learning_rate"] = learning_rate
 
     def step(state, rows):
         params, batch_stats, opt_state = state
-        value = functools.partial(loss_of, network, x=train_x[rows], y=train_y[rows], momentum=plan.momentum)
+        value = functools.partial(loss_of, network, x=data.train_x[rows], y=data.train_y[rows], momentum=plan.momentum)
         (loss, batch_stats), grads = jax.value_and_grad(value, has_aux=True)(params, batch_stats)
         updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), batch_stats, opt_state), loss
@@ -110,11 +122,11 @@ def train_one(network: Network, plan: Plan, data: Dataset, probe: Probe | None, 
     def period(state, rows):
         state, losses = jax.lax.scan(step, state, rows)
         on = functools.partial(evaluate, network, *state[:2])
-        few = len(data.test_x)
         probed = probe(network, data, *state[:2]) if probe else None
-        return state, (losses, *on(train_x[:few], train_y[:few]), *on(data.test_x, data.test_y), probed)
+        known = on(data.train_x[:few], data.train_y[:few])
+        return state, (losses, *known, *on(data.test_x, data.test_y), probed)
 
-    rows = batches(plan, images, seed).reshape(plan.evaluations, -1, plan.batch_size)
+    rows = rows.reshape(plan.evaluations, -1, plan.batch_size)
     (params, batch_stats, _), (losses, *curves) = jax.lax.scan(period, (params, batch_stats, opt_state), rows)
     return Trained(params, batch_stats, losses.reshape(-1), *curves)
 
@@ -128,14 +140,16 @@ def train(network: Network, plan: Plan, data: Dataset, runs: Runs, probe: Probe 
     images = plan.train_images or len(data.train_x)
     if plan.steps % plan.evaluations or not 0 < plan.batch_size <= images:
         raise ValueError(f"steps must be a multiple of the evaluations, and the batch at most {images}, got {plan}")
-    return _program(network, plan, data.classes, probe)(data[:4], runs)
+    own = *start(network, data, runs), batches(plan, images, runs), runs.learning_rate
+    return _program(network, plan, data.classes, probe)(data[:4], *own)
 
 
 @functools.cache
 def _program(network: Network, plan: Plan, classes: tuple[str, ...], probe: Probe | None):
     @jax.jit
-    def run(arrays, runs: Runs):
-        return jax.vmap(functools.partial(train_one, network, plan, Dataset(*arrays, classes), probe))(*runs)
+    def run(arrays, *own):
+        data = Dataset(*map(jnp.asarray, arrays), classes)
+        return jax.vmap(functools.partial(train_one, network, plan, data, probe))(*own)
 
     return run
 
