@@ -68,12 +68,16 @@ def finding(results: Results) -> Finding:
     ]
     rate = results["relu, batch"]["rates"][-1]
     return Finding(
-        f"test accuracy of a dense network of {DEPTH} layers at each one's best learning rate; share of ReLU units that "
-        f"are zero on all training images, at learning rate {rate:g}",
+        f"test accuracy of a dense network of {DEPTH} layers at each one's best learning rate; share of ReLU units "
+        f"that are zero on all training images, at learning rate {rate:g}",
         f"{'; '.join(texts)}; dead units {dead('batch').percent()} with, {dead('none').percent()} without",
-        "holds" if usable and alive else "holds in part: " + ("sigmoid trains" if usable else "fewer units die") if usable or alive
-        else "does not hold here",
-    )  # fmt: skip
+        {
+            (True, True): "holds",
+            (True, False): "holds in part: sigmoid becomes usable; no fewer ReLU units die",
+            (False, True): "holds in part: fewer ReLU units die; sigmoid stays unusable",
+            (False, False): "does not hold here",
+        }[bool(usable), bool(alive)],
+    )
 
 
 def draw(results: Results):

@@ -91,8 +91,8 @@ def finding(results: Results) -> Finding:
     }[shift, smooth]
     moved = interval(pairs["shift"][1]), interval(pairs["shift"][0])
     return Finding(
-        f"how far the mean of a layer's inputs moves in {int(results['batch']['step'][0])} steps, in standard deviations; "
-        "range of the loss and change of the gradient along the gradient's direction",
+        f"how far the mean of a layer's inputs moves in {int(results['batch']['step'][0])} steps, in standard "
+        "deviations; range of the loss and change of the gradient along the gradient's direction",
         f"inputs move {moved[0].number(3)} with, {moved[1].number(3)} without; without batch norm the loss varies "
         f"{ratio(*pairs['loss range'])} and the gradient {ratio(*pairs['gradient change'])} as much",
         verdict,

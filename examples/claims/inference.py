@@ -114,8 +114,8 @@ def finding(results: Results) -> Finding:
     return Finding(
         f"one image in {BATCHES} different batches of {BATCH}: how its probability moves; test accuracy with moving "
         "averages and after recalibration",
-        f"evaluation mode: moves by at most {np.max(p['difference']):.0e}; training mode: by {spread.number(3)} (standard "
-        f"deviation), the class of {flips.percent()} of images flips; after 10 steps at momentum 0.99 "
+        f"evaluation mode: moves by at most {np.max(p['difference']):.0e}; training mode: by {spread.number(3)} "
+        f"(standard deviation), the class of {flips.percent()} of images flips; after 10 steps at momentum 0.99 "
         f"{early[0].percent()}, recalibrated {early[1].percent()}; batches of 4 at momentum 0.5 {late[0].percent()}, "
         f"recalibrated {late[1].percent()}",
         "holds; but averages that are too young or too noisy mislead, and recalibration repairs them"

@@ -11,7 +11,7 @@ from claims.network import Network
 from claims.training import Plan, Runs, train
 
 TITLE = "Learning rate and initialization"
-CLAIM = "The mini-batch's mean and variance allow higher learning rates and make training less sensitive to the initial weights."
+CLAIM = "Mean and variance of the mini-batch allow higher learning rates, and less sensitivity to the initial weights."
 RATES = tuple(2.0**k for k in range(-10, 4))
 SCALES = tuple(2.0**k for k in range(-5, 6))
 ENOUGH = 0.9
@@ -60,7 +60,7 @@ def _trains(result) -> np.ndarray:
 
 
 def _octaves(result) -> tuple[np.ndarray, np.ndarray]:
-    """For each seed: by how many octaves the learning rate may vary at the usual scale, and the scale at the best rate."""
+    """[seeds]: how many octaves of learning rate train at the usual scale, and of scale at the best learning rate."""
     trains = _trains(result)
     rates, scales = (np.log2(result[k]) for k in ("rates", "scales"))
     usual = int(np.abs(scales).argmin())
@@ -80,8 +80,8 @@ def finding(results: Results) -> Finding:
     higher = highest["batch"] > highest["none"]
     return Finding(
         f"share of the map (learning rate x scale of the initial weights) that ends above {ENOUGH:.0%} test accuracy",
-        f"{interval(share['batch']).percent()} of the map with, {interval(share['none']).percent()} without; octaves of "
-        f"learning rate {interval(rates['batch']).number(1)} against {interval(rates['none']).number(1)}, of scale "
+        f"{interval(share['batch']).percent()} of the map with, {interval(share['none']).percent()} without; octaves "
+        f"of learning rate {interval(rates['batch']).number(1)} against {interval(rates['none']).number(1)}, of scale "
         f"{interval(scales['batch']).number(1)} against {interval(scales['none']).number(1)}; highest rate that trains "
         f"with all seeds: {highest['batch']:g} against {highest['none']:g}",
         "holds" if holds and higher else "holds in part: " + ("a wider map" if holds else "no wider map"),

@@ -68,10 +68,10 @@ def finding(results: Results) -> Finding:
         )
     seen = {norm: np.median(_images(results, norm, sizes[-1])) for norm in NORMS}
     seen = {norm: f"{s:.0f} {norm}" if np.isfinite(s) else f"never {norm}" for norm, s in seen.items()}
-    where = f"ahead of all others at batch sizes {ahead or 'none'}, behind at {behind or 'none'}, no clear difference elsewhere"
+    where = f"ahead of all others at batch sizes {ahead or 'none'}, behind at {behind or 'none'}, elsewhere neither"
     return Finding(
-        f"test accuracy of a CNN after {IMAGES} images at each one's best learning rate, by batch size; images seen until "
-        f"{TARGET:.0%}",
+        f"test accuracy of a CNN after {IMAGES} images at each one's best learning rate, by batch size; images seen "
+        f"until {TARGET:.0%}",
         f"{'; '.join(texts)}; images to {TARGET:.0%} in batches of {sizes[-1]}, median: {', '.join(seen.values())}",
         f"holds in part: {where}" if ahead else f"does not hold here against all: {where}",
     )

@@ -56,8 +56,8 @@ def finding(results: Results) -> Finding:
     rates = {name: results[name]["rates"][at[name]] for name in results}
     return Finding(
         "test accuracy of a CNN at each one's best learning rate: batch norm before the activation, after it, none",
-        f"{interval(top['before']).percent()} before (rate {rates['before']}), {interval(top['after']).percent()} after "
-        f"({rates['after']}), {interval(top['none']).percent()} without ({rates['none']})",
+        f"{interval(top['before']).percent()} before (rate {rates['before']}), {interval(top['after']).percent()} "
+        f"after ({rates['after']}), {interval(top['none']).percent()} without ({rates['none']})",
         verdict,
     )
 

@@ -31,9 +31,9 @@ PAGE = """<!doctype html>
  .about {{ color: #555; font-size: 0.9rem; }}
 </style>
 <h1>What batch norm does, measured</h1>
-<p>Each claim that is taught about batch normalization as a small experiment on real images. Intervals are those of 95 %
-over {seeds} seeds (Student's t). "Best learning rate" is the one of a grid, the same for all that are compared, with the
-best test accuracy on average over the seeds: optimistic for each alike.</p>
+<p>Each claim that is taught about batch normalization as a small experiment on real images. Intervals are those of
+95 % over {seeds} seeds (Student's t). "Best learning rate" is the one of a grid, the same for all that are compared,
+with the best test accuracy on average over the seeds: optimistic for each alike.</p>
 <p class="about">{about}</p>
 <p>Again: <code>{command}</code></p>
 <table><tr><th>claim<th>verdict</tr>
@@ -58,7 +58,8 @@ def write(folder: Path, about: dict[str, Any], claims: dict[str, tuple[ModuleTyp
         sections.append(
             f'<h2 id="{name}">{html.escape(title)}</h2>\n<p><i>Claim:</i> {html.escape(claim.CLAIM)}</p>\n'
             f'<img alt="{html.escape(claim.TITLE)}" src="data:image/svg+xml;base64,{picture}">\n'
-            f"<p><i>Measured:</i> {html.escape(finding.measured)}.</p>\n<p><i>Found:</i> {html.escape(finding.effect)}.</p>\n"
+            f"<p><i>Measured:</i> {html.escape(finding.measured)}.</p>\n"
+            f"<p><i>Found:</i> {html.escape(finding.effect)}.</p>\n"
             f'<p class="verdict {kind}"><i>Verdict:</i> {html.escape(finding.verdict)}.</p>'
         )
     page = PAGE.format(

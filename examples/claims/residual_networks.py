@@ -34,7 +34,7 @@ def parts(setting: Setting):
         return measure
 
     def folded():
-        """The trained network with each batch norm folded into the convolution before it: what changes, what it saves."""
+        """The trained network with its batch norms folded into the convolutions: what changes, and what it saves."""
         network, plain = NETWORKS["batch"], NETWORKS["none"]
         out = train(network, plan, setting.data, Runs.grid(setting.seeds, [0.1]))
         fold = jax.vmap(fold_network)
@@ -84,10 +84,10 @@ def finding(results: Results) -> Finding:
     f = results["folded"]
     exact = np.max(f["difference"]) < 1e-4
     return Finding(
-        "test accuracy of a residual network of 10 convolutions at each one's best learning rate; the trained one with its "
-        "batch norms folded away",
-        f"{interval(tops['batch']).percent()} with, {interval(tops['none']).percent()} without; folded: outputs change by "
-        f"{np.max(f['difference']):.0e} of the largest, {f['ratio']:.2f} of the time",
+        "test accuracy of a residual network of 10 convolutions at each one's best learning rate; the trained one with "
+        "its batch norms folded away",
+        f"{interval(tops['batch']).percent()} with, {interval(tops['none']).percent()} without; folded: outputs change "
+        f"by {np.max(f['difference']):.0e} of the largest, {f['ratio']:.2f} of the time",
         ("holds" if gain.mean - gain.half > 0 else "holds in part: no gain that these seeds show")
         + (", and folding is exact" if exact else ", and folding is not exact"),
     )

@@ -26,7 +26,7 @@ class Store:
         return self._folder / claim / (re.sub(r"[^\w.]+", "_", part) + ".json")
 
     def read(self, claim: str, part: str) -> dict[str, Any] | None:
-        """The measurement, or None where there is none of these settings; a damaged file is told of and counts as none."""
+        """The measurement, or None where there is none of these settings; a damaged file is told of, and is none."""
         path = self._path(claim, part)
         try:
             found = json.loads(path.read_text())
