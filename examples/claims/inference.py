@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 
 from claims import network as net
 from claims.claim import Finding, Results, Setting, interval
@@ -150,8 +151,6 @@ def draw(results: Results):
     legend.set_axis_off()
     running, recalibrated = cases[0].get_lines()
     handles = {"evaluation mode: moving averages": running, "recalibrated on all training images": recalibrated}
-    handles["training mode: box and whiskers"] = plt.Line2D(
-        [], [], color="black", marker="s", mfc="white", linestyle=""
-    )
+    handles["training mode: box and whiskers"] = Line2D([], [], color="black", marker="s", mfc="white", linestyle="")
     legend.legend(handles.values(), handles, loc="center")
     return figure

@@ -1,6 +1,7 @@
 """Claim 2: higher learning rates, and less sensitivity to the initial weights."""
 
 import time
+from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
@@ -90,7 +91,7 @@ def finding(results: Results) -> Finding:
 
 def draw(results: Results):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
-    image = None
+    image: Any = None
     for ax, (name, title) in zip(axes, {"batch": "with batch norm", "none": "without"}.items(), strict=True):
         r = results[name]
         accuracy = 100 * np.asarray(r["accuracy"]).mean(0).T

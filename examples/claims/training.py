@@ -38,7 +38,8 @@ class Runs(NamedTuple):
     @classmethod
     def grid(cls, seeds, learning_rates, scales=(1.0,)) -> "Runs":
         """All combinations, the scale varying fastest: what comes out reshapes to [seeds, rates, scales, ...]."""
-        axes = np.meshgrid(np.arange(seeds), np.float32(list(learning_rates)), np.float32(list(scales)), indexing="ij")
+        rates, scales = (np.array(list(v), np.float32) for v in (learning_rates, scales))
+        axes = np.meshgrid(np.arange(seeds), rates, scales, indexing="ij")
         return cls(*(a.ravel() for a in axes))
 
 
@@ -47,22 +48,19 @@ class Trained(NamedTuple):
 
     params: Any
     batch_stats: Any
-    loss: jax.Array
+    loss: Any
     """[runs, steps] of each batch"""
-    train_loss: jax.Array
+    train_loss: Any
     """[runs, evaluations] of training images, as many as there are test images, in evaluation mode"""
-    train_accuracy: jax.Array
-    test_loss: jax.Array
-    test_accuracy: jax.Array
+    train_accuracy: Any
+    test_loss: Any
+    test_accuracy: Any
     probed: Any
     """[runs, evaluations, ...] what the probe returned, None without one"""
 
 
 Probe = Callable[[Network, Dataset, Any, Any], Any]
 """(network, data, params, batch_stats) -> arrays, looked at with each evaluation"""
-
-
-OPTIMIZER = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1, momentum=0.9)
 
 
 def loss_of(network: Network, params, batch_stats, x, y, momentum: float = 0.9):
@@ -104,19 +102,17 @@ def batches(plan: Plan, images: int, runs: Runs) -> np.ndarray:
     return np.stack([of_seed[seed] for seed in runs.seed.tolist()])
 
 
-def train_one(
-    network: Network, plan: Plan, data: Dataset, probe: Probe | None, params, batch_stats, rows, learning_rate
-):
-    """One run over batches of these rows [steps, batch_size]; `train` maps it over many."""
+def train_one(network: Network, plan: Plan, data: Dataset, probe: Probe | None, run) -> Trained:
+    """One run: its first parameters and statistics, the rows of its batches [steps, batch_size], its learning rate."""
+    params, batch_stats, rows, learning_rate = run
     few = min(plan.train_images or len(data.train_x), len(data.test_x))
-    opt_state = OPTIMIZER.init(params)
-    opt_state.hyperparams["learning_rate"] = learning_rate
+    optimizer = optax.sgd(learning_rate, momentum=0.9)
 
     def step(state, rows):
         params, batch_stats, opt_state = state
         value = functools.partial(loss_of, network, x=data.train_x[rows], y=data.train_y[rows], momentum=plan.momentum)
         (loss, batch_stats), grads = jax.value_and_grad(value, has_aux=True)(params, batch_stats)
-        updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), batch_stats, opt_state), loss
 
     def period(state, rows):
@@ -127,7 +123,8 @@ def train_one(
         return state, (losses, *known, *on(data.test_x, data.test_y), probed)
 
     rows = rows.reshape(plan.evaluations, -1, plan.batch_size)
-    (params, batch_stats, _), (losses, *curves) = jax.lax.scan(period, (params, batch_stats, opt_state), rows)
+    state = params, batch_stats, optimizer.init(params)
+    (params, batch_stats, _), (losses, *curves) = jax.lax.scan(period, state, rows)
     return Trained(params, batch_stats, losses.reshape(-1), *curves)
 
 
@@ -141,20 +138,20 @@ def train(network: Network, plan: Plan, data: Dataset, runs: Runs, probe: Probe 
     if plan.steps % plan.evaluations or not 0 < plan.batch_size <= images:
         raise ValueError(f"steps must be a multiple of the evaluations, and the batch at most {images}, got {plan}")
     own = *start(network, data, runs), batches(plan, images, runs), runs.learning_rate
-    return _program(network, plan, data.classes, probe)(data[:4], *own)
+    return _program(network, plan, data.classes, probe)(data[:4], own)
 
 
 @functools.cache
 def _program(network: Network, plan: Plan, classes: tuple[str, ...], probe: Probe | None):
     @jax.jit
-    def run(arrays, *own):
+    def run(arrays, own):
         data = Dataset(*map(jnp.asarray, arrays), classes)
-        return jax.vmap(functools.partial(train_one, network, plan, data, probe))(*own)
+        return jax.vmap(functools.partial(train_one, network, plan, data, probe))(own)
 
     return run
 
 
-def steps_to(accuracy: np.ndarray, target: float, plan: Plan) -> np.ndarray:
+def steps_to(accuracy, target: float, plan: Plan) -> np.ndarray:
     """[runs]: the step of the first evaluation that reaches `target`; infinite where none does."""
     reached = np.asarray(accuracy) >= target
     every = plan.steps // plan.evaluations
