@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -145,7 +144,8 @@ def train(network: Network, plan: Plan, data: Dataset, runs: Runs, probe: Probe 
 def _program(network: Network, plan: Plan, classes: tuple[str, ...], probe: Probe | None):
     @jax.jit
     def run(arrays, own):
-        data = Dataset(*map(jnp.asarray, arrays), classes)
+        train_x, train_y, test_x, test_y = arrays
+        data = Dataset(train_x, train_y, test_x, test_y, classes)
         return jax.vmap(functools.partial(train_one, network, plan, data, probe))(own)
 
     return run
