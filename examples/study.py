@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "learning_rates" in results:
         saving = results["learning_rates"]["vmap"]
         about["vmap"] = (
-            f"{saving['runs']} runs in one program take a {saving['ratio']:.1f}th of the time that they take one by one"
+            f"{saving['runs']} runs in one program are {saving['ratio']:.1f} times as fast as one after the other"
         )
     page = report.write(args.out, about, found)
     report.show(found)

@@ -28,7 +28,7 @@ def parts(setting: Setting):
         @functools.partial(jax.vmap, in_axes=(0, 0, None))
         def dead_share(params, batch_stats, x):
             out = net.apply(network, params, batch_stats, x, train=False)
-            idle = [(h <= 0).all(0).mean() for h in out.outputs]
+            idle = [(~(h > 0)).all(0).mean() for h in out.outputs]  # in a run that diverged, all of them
             return sum(idle) / len(idle)
 
         def measure():

@@ -100,7 +100,8 @@ def finding(results: Results) -> Finding:
 
 
 def draw(results: Results):
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(8, 5.6), layout="constrained")
+    axes = grid.ravel()
     for ax, name in zip(axes, NETWORKS, strict=False):
         r = results[name]
         low, middle, high = np.moveaxis(np.asarray(r["percentiles"])[0], -1, 0)

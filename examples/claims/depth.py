@@ -89,7 +89,7 @@ def finding(results: Results) -> Finding:
         verdict = "holds"
     elif steadier:
         verdict = (
-            "holds in part: gradients neither vanish nor explode with the weights' scale, but no deeper network trains"
+            "holds in part: gradients do not depend on the weights' scale; with He's weights no deeper network trains"
         )
     else:
         verdict = "does not hold here"
@@ -115,9 +115,9 @@ def draw(results: Results):
             logs = np.log10(norms[:, i])
             ax.plot(layers, 10 ** logs.mean(0), style[1], color=style[0], label=label)
             ax.fill_between(layers, 10 ** logs.min(0), 10 ** logs.max(0), color=style[0], alpha=0.2, linewidth=0)
-        ax.set(yscale="log", xlabel="layer", title=f"{title}, at the start", ylim=(1e-16, 1e18))
+        ax.set(yscale="log", xlabel="layer", title=f"{title}, at the start", ylim=(1e-20, 1e18))
     axes[0].set_ylabel("gradient / weights [ratio of norms]")
-    axes[1].legend(loc="upper right", fontsize=8)
+    axes[1].legend(loc="center", bbox_to_anchor=(0.5, 0.7), fontsize=8)
     for norm, colour, style, label in (("batch", BLUE, "o-", "with batch norm"), ("none", ORANGE, "s--", "without")):
         depths, tops = _by_depth(results, norm)
         values = [interval(100 * t) for t in tops]
