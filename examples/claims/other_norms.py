@@ -88,7 +88,7 @@ def finding(results: Results) -> Finding:
     seen = {norm: np.median(_images(results, norm, largest)) for norm in NORMS}
     seen = ", ".join(f"{s:.0f} {norm}" if np.isfinite(s) else f"never {norm}" for norm, s in seen.items())
     return Finding(
-        f"test accuracy after {IMAGES} images at each one's best learning rate, by batch size: batch norm, and the best "
+        f"test accuracy after {IMAGES} images at each one's best learning rate, by batch size: batch norm and the best "
         f"of the others; images that the CNN sees until {TARGET:.0%} in batches of {largest}, median",
         f"CNN: {compared['CNN'][2]}. Dense: {compared['dense'][2]}. Images: {seen}",
         f"holds in part: {where}"
@@ -109,7 +109,7 @@ def draw(results: Results):
         axes[1].plot(sizes, [np.median(_images(results, norm, s)) for s in sizes], style, color=colour)
     axes[0].set(ylabel="test accuracy [%]", title="CNN", ylim=(45, 101))
     axes[1].set(ylabel=f"images seen until {TARGET:.0%}, median", title="CNN", ylim=(0, None))
-    axes[2].set(ylabel="test accuracy [%]", title="dense network", ylim=(45, 101))
+    axes[2].set(ylabel="test accuracy [%]", title="dense network", ylim=(25, 101))
     for ax in axes:
         ax.set_xscale("log", base=2)
         ax.set_xticks(sizes, sizes)
