@@ -17,7 +17,7 @@ import jaxbn.nnx
 from tests.collectives import collectives
 from tests.splits import MEMBERS, mesh
 
-LAYERS, C = 8, 16
+LAYERS, C = 5, 16
 CONV = {"kernel_size": (3, 3), "use_bias": False}
 
 
@@ -43,7 +43,7 @@ class Network(nn.Module):
 @functools.cache
 def of_linen(checkpoints):
     """The compiled training step over four devices, and what it returns."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4 * MEMBERS, 12, 12, C)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4 * MEMBERS, 8, 8, C)), jnp.float32)
     network = Network(checkpoints)
     variables = jax.jit(network.init)(jax.random.key(0), x[:1])
 

@@ -82,29 +82,31 @@ def write(folder: Path, about: Row, measured: dict[str, list[Row]], tables: dict
 
 
 def figure(folder: Path, title: str, rows: list[Row], quantity: str, limit: str | None = None) -> None:
-    """A group of bars a workload, a bar a peer; `limit` is a quantity that is drawn as a line across the group."""
+    """A line a workload, a mark a peer, on a logarithmic axis; `limit` is a quantity that is drawn as one more mark."""
     groups = list(dict.fromkeys(row["workload"] for row in rows))
     peers = list(dict.fromkeys(row["peer"] for row in rows if quantity in row))
-    values = {(row["workload"], row["peer"]): row for row in rows if quantity in row}
-    step = len(peers) + 1
     with mpl.rc_context(STYLE):
-        fig, axes = plt.subplots(figsize=(9, 1 + 0.14 * len(groups) * step), layout="constrained")
-        grays = iter(plt.get_cmap("Greys")(np.linspace(0.8, 0.25, len(peers))))
-        for i, peer in enumerate(peers):
-            shown = [
-                (g * step + i, values[name, peer][quantity]) for g, name in enumerate(groups) if (name, peer) in values
-            ]
-            places, lengths = zip(*shown, strict=True)
-            colour = BLUE if peer == "jaxbn" else next(grays)
-            axes.barh(places, lengths, color=colour, label=peer, height=0.9)
+        fig, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * len(groups)), layout="constrained")
         if limit:
-            for g, name in enumerate(groups):
-                reached = next(values[name, p][limit] for p in peers if (name, p) in values)
-                label = "_" if g else "limit"
-                axes.vlines(reached, g * step - 0.6, (g + 1) * step - 1.4, colors=ORANGE, linewidth=2.5, label=label)
-        axes.set_yticks([g * step + (step - 2) / 2 for g in range(len(groups))], groups)
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set(xlabel=quantity, title=title)
+            known = {row["workload"]: row[limit] for row in rows if limit in row}
+            axes.plot(
+                list(known.values()), [groups.index(g) for g in known], "|", color=ORANGE, ms=14, mew=3, label=limit
+            )
+        for peer, mark in zip(reversed(peers), "sv^Dx+*" * 2, strict=False):
+            shown = [row for row in rows if row["peer"] == peer and quantity in row]
+            style = (
+                {"color": BLUE, "ms": 9, "zorder": 3}
+                if peer == "jaxbn"
+                else {"color": "dimgray", "ms": 5, "alpha": 0.8}
+            )
+            places = [groups.index(row["workload"]) for row in shown]
+            axes.plot(
+                [row[quantity] for row in shown], places, "o" if peer == "jaxbn" else mark, ls="", label=peer, **style
+            )
+        axes.set_yticks(range(len(groups)), groups)
+        axes.set(xscale="log", xlabel=quantity, title=title, ylim=(len(groups) - 0.5, -0.5))
+        ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if axes.get_xlim()[0] < t < axes.get_xlim()[1]]
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.minorticks_off()
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save(fig, folder / "benchmark.png")
