@@ -1,14 +1,29 @@
 """Several processes, started for real: the same numbers as one, an error where one dies, and a way back."""
 
+import argparse
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from examples import multi_process
 
 
-def test_two_processes_train_like_one_and_go_on_after_one_of_them_died(tmp_path, capfd):
+def test_two_processes_train_like_one_and_go_on_after_one_of_them_died(tmp_path, capfd, monkeypatch):
+    launch = multi_process.launch
+
+    def launch_unless_alone(args, output, processes, devices):
+        """The run in one process is made in this one, with its devices."""
+        if processes > 1:
+            launch(args, output, processes, devices)
+            return
+        with jax.numpy_dtype_promotion("standard"):  # for optax
+            multi_process.work(argparse.Namespace(**(vars(args) | {"output": output})))
+
+    monkeypatch.setattr(multi_process, "launch", launch_unless_alone)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: None)
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
     options = ["--output", str(tmp_path), "--steps=10", "--save-every=4", "--heartbeat-timeout=5"]
     with pytest.raises(SystemExit, match="A process failed, and the others stopped"):
         multi_process.main([*options, "--fail-at=6"])

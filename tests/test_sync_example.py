@@ -18,7 +18,7 @@ def test_one_and_eight_devices_train_the_same_weights_and_the_example_shows_it(t
     one, eight = ("synchronized", "jit", 1), ("synchronized", "shard_map", 8)
     monkeypatch.setattr(sync_batch_norm, "train", recorded)
     monkeypatch.setattr(sync_batch_norm, "runs", lambda counts: [one, eight])
-    sync_batch_norm.main(["--steps=50", "--output", str(tmp_path)])
+    sync_batch_norm.main(["--steps=20", "--output", str(tmp_path)])
 
     for a, b in zip(*(jax.tree.leaves(results[run][:2]) for run in (one, eight)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
