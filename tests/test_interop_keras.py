@@ -1,5 +1,6 @@
 """Against the real Keras 3, on its JAX backend: weights there and back, and one training step."""
 
+import contextlib
 import os
 
 import jax
@@ -26,10 +27,21 @@ class Linen(nn.Module):
         return nn.Dense(3, name="head")(x.reshape(len(x), -1))
 
 
+@contextlib.contextmanager
+def as_usual():
+    """JAX as Keras expects it: it promotes, and makes keys of two numbers itself."""
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.default_prng_impl("threefry2x32"),
+    ):
+        yield
+
+
 @pytest.fixture(scope="module")
 def theirs():
     layers = keras.layers
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with as_usual():
         model = keras.Sequential(
             [
                 keras.Input((8, 8, 2)),
@@ -50,7 +62,7 @@ def theirs():
 
 
 def run_keras(model, x, training=False):
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with as_usual():
         return np.asarray(model(x, training=training))
 
 
