@@ -72,7 +72,7 @@ def _flax_nnx(w: Workload) -> Layer:
 
 
 def _haiku(w: Workload) -> Layer:
-    import haiku as hk
+    import haiku as hk  # pyright: ignore[reportMissingImports]
 
     norm = hk.transform_with_state(lambda x: hk.BatchNorm(True, True, 0.99)(x, is_training=True))
     params, state = norm.init(None, jnp.zeros((2, *w.shape[1:-1], w.shape[-1]), w.dtype))
@@ -85,7 +85,7 @@ def _haiku(w: Workload) -> Layer:
 
 
 def _equinox(w: Workload) -> Layer:
-    import equinox as eqx
+    import equinox as eqx  # pyright: ignore[reportMissingImports]
 
     norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(w.shape[-1], axis_name="batch", mode="batch")
     params, static = eqx.partition(norm, eqx.is_inexact_array)
@@ -100,7 +100,7 @@ def _equinox(w: Workload) -> Layer:
 
 
 def _keras(w: Workload) -> Layer:
-    import keras
+    import keras  # pyright: ignore[reportMissingImports]
 
     if keras.backend.backend() != "jax":
         raise ImportError("keras runs on another backend")
