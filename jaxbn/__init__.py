@@ -1,21 +1,21 @@
 """Batch normalization for JAX and Flax: one batch, one answer, however it is split."""
 
 from jaxbn import interop
-from jaxbn.accumulate import commit_moments, zero_moments
-from jaxbn.averages import debiased
-from jaxbn.batch_norm import batch_norm, normalize_batch
-from jaxbn.collect import collect_moments
-from jaxbn.folding import fold, fold_into_next, fold_into_previous, foldable_pairs
-from jaxbn.masks import batch_norm_mask
-from jaxbn.memory import save_only_moments
-from jaxbn.merge import merge_moments
-from jaxbn.moments import batch_moments
-from jaxbn.normalize import normalize
-from jaxbn.recalibrate import recalibrate
-from jaxbn.replicas import merge_batch_stats
-from jaxbn.running import init, update_batch_stats
-from jaxbn.summary import LayerSummary, Summary, summary
-from jaxbn.types import Moments
+from jaxbn._core.averages import debiased
+from jaxbn._core.batch_norm import batch_norm, normalize_batch
+from jaxbn._core.merge import merge_moments
+from jaxbn._core.moments import batch_moments
+from jaxbn._core.normalize import normalize
+from jaxbn._core.state import init, update_batch_stats
+from jaxbn._core.types import Moments
+from jaxbn._tools.accumulate import commit_moments, zero_moments
+from jaxbn._tools.checkpoint_policy import save_only_moments
+from jaxbn._tools.collect import collect_moments
+from jaxbn._tools.folding import fold, fold_into_next, fold_into_previous, foldable_pairs
+from jaxbn._tools.optimizer_masks import batch_norm_mask
+from jaxbn._tools.recalibrate import recalibrate
+from jaxbn._tools.replicas import merge_batch_stats
+from jaxbn._tools.summary import LayerSummary, Summary, summary
 
 __all__ = [
     "LayerSummary",

@@ -9,13 +9,13 @@ from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 
-from jaxbn import checks
-from jaxbn.accumulate import as_complex_as, merge_into, zeros_of_layer
-from jaxbn.axes import feature_axes, feature_shape
-from jaxbn.batch_norm import batch_norm, normalize_batch
-from jaxbn.merge import real_dtype
-from jaxbn.running import update_batch_stats
-from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum, promote
+from jaxbn._core import checks
+from jaxbn._core.axes import feature_axes, feature_shape
+from jaxbn._core.batch_norm import batch_norm, normalize_batch
+from jaxbn._core.merge import real_dtype
+from jaxbn._core.state import update_batch_stats
+from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum, promote
+from jaxbn._tools.accumulate import as_complex_as, merge_into, zeros_of_layer
 
 
 class BatchNorm(nn.Module):

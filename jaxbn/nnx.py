@@ -10,11 +10,12 @@ from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 
-from jaxbn import accumulate, checks
-from jaxbn.accumulate import as_complex_as, merge_into, zeros_of_layer
-from jaxbn.batch_norm import batch_norm, normalize_batch
-from jaxbn.running import init, update_batch_stats
-from jaxbn.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
+from jaxbn._core import checks
+from jaxbn._core.batch_norm import batch_norm, normalize_batch
+from jaxbn._core.state import init, update_batch_stats
+from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
+from jaxbn._tools import accumulate
+from jaxbn._tools.accumulate import as_complex_as, merge_into, zeros_of_layer
 
 
 class BatchMoments(nnx.BatchStat):

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn import checks
-from jaxbn.testing_models import as_function, name_of
+from jaxbn._core import checks
+from jaxbn._models.functions import as_function, name_of
 
 DESCRIPTIONS = {
     "layers": "the output of {}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxbn import optional
+from jaxbn._tools import optional
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxbn.find import as_variables, is_nnx, plain_path
+from jaxbn._models.find import as_variables, is_nnx, plain_path
 from jaxbn.interop.layout import ConvTranspose, Framework, Layout
 
 

@@ -1,0 +1,134 @@
+"""The state of batch norm: how it starts, and how a batch moves it."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn._core import checks
+from jaxbn._core.merge import divide, real_dtype
+from jaxbn._core.types import BatchStats, Moments, Momentum, Params, promote
+
+
+def init(
+    num_features: int | tuple[int, ...],
+    use_scale: bool = True,
+    use_bias: bool = True,
+    param_dtype=jnp.float32,
+    *,
+    use_count: bool = False,
+) -> tuple[Params, BatchStats]:
+    """Parameters and statistics of a new batch norm.
+
+    Args:
+      num_features: C, at least 1; or one size for each feature axis, in the order of the axes.
+      use_scale: whether there is a `scale` [C], ones.
+      use_bias: whether there is a `bias` [C], zeros.
+      param_dtype: floating or complex dtype of the parameters. The statistics are at least float32; where it is complex
+        the running mean is too.
+      use_count: whether `batch_stats` counts its updates, as `momentum=None` and momentum schedules need.
+
+    Returns:
+      `params`: {'scale': [C], 'bias': [C]}; `batch_stats`: {'mean': [C] zeros, 'var': [C] ones} and, where asked for,
+      'count' [] int32.
+
+    Raises:
+      ValueError: `num_features` is not positive.
+      TypeError: `num_features` is no integer, or `param_dtype` is not floating or complex.
+
+    Example:
+      >>> import jax, jaxbn
+      >>> params, batch_stats = jaxbn.init(3)
+      >>> jax.tree.map(lambda v: v.tolist(), (params, batch_stats))  # doctest: +NORMALIZE_WHITESPACE
+      ({'bias': [0.0, 0.0, 0.0], 'scale': [1.0, 1.0, 1.0]}, {'mean': [0.0, 0.0, 0.0], 'var': [1.0, 1.0, 1.0]})
+    """
+    shape = num_features if isinstance(num_features, tuple) else (num_features,)
+    for n in shape:
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
+            raise TypeError(f"`num_features` must be an integer or a tuple of integers, got {num_features!r}.")
+        if n < 1:
+            raise ValueError(f"`num_features` must be at least 1, got {num_features!r}.")
+    dtype = jnp.dtype(param_dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"`param_dtype` must be floating or complex, got {dtype.name}.")
+    wide = promote(dtype, jnp.float32)
+    params = {}
+    if use_scale:
+        params["scale"] = jnp.ones(shape, dtype)
+    if use_bias:
+        params["bias"] = jnp.zeros(shape, dtype)
+    batch_stats = {"mean": jnp.zeros(shape, wide), "var": jnp.ones(shape, real_dtype(wide))}
+    if use_count:
+        batch_stats["count"] = jnp.zeros((), jnp.int32)
+    return params, batch_stats
+
+
+def update_batch_stats(
+    batch_stats: BatchStats, moments: Moments, *, momentum: Momentum, unbiased: bool = False
+) -> BatchStats:
+    """The running statistics after one more batch: `momentum * old + (1 - momentum) * new`.
+
+    A channel whose moments are not finite, or that has no example, keeps its statistics.
+
+    Args:
+      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [], the number of updates so far.
+      moments: those of the batch, as `jaxbn.batch_moments` or `jaxbn.merge_moments` give them.
+      momentum: weight of the old value, in [0, 1] (PyTorch's is one minus it): a number, a traced scalar, `None` for
+        the exact cumulative average, or a callable of `batch_stats['count']`. The last two need the count.
+      unbiased: whether the running variance is divided by `count - 1`, at least 1 (Bessel's correction, PyTorch's
+        convention).
+
+    Returns:
+      New statistics with the keys, shapes, dtypes of the old ones.
+
+    Raises:
+      ValueError, TypeError: an argument breaks one of the rules above.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbn
+      >>> _, batch_stats = jaxbn.init(1)
+      >>> moments = jaxbn.batch_moments(jnp.array([[1.0], [3.0]]))
+      >>> jaxbn.update_batch_stats(batch_stats, moments, momentum=0.5)["mean"].tolist()
+      [1.0]
+    """
+    checks.check_batch_stats(batch_stats)
+    checks.check_momentum(momentum, batch_stats)
+    checks.check_moments(moments, batch_stats)
+    return commit(batch_stats, moments, momentum, unbiased)
+
+
+def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbiased: bool) -> BatchStats:
+    """`update_batch_stats` without its checks."""
+    count, mean, var = moments
+    usable = (count > 0) & jnp.isfinite(mean) & jnp.isfinite(var)
+    if unbiased:
+        one = jnp.ones((), count.dtype)
+        var = var * divide(count, jnp.maximum(count - one, one))
+    new = {"mean": mean, "var": var}
+    old_weight = _weight_of_old(momentum, batch_stats)
+    updated = dict(batch_stats)
+    for name, value in new.items():
+        old = batch_stats[name]
+        weight = old_weight.astype(promote(jnp.finfo(old.dtype).dtype, jnp.float32))
+        value = jnp.where(usable, value, jnp.zeros((), value.dtype)).astype(promote(old.dtype, weight.dtype))
+        weight = weight.astype(value.dtype)
+        mixed = weight * old.astype(value.dtype) + (1 - weight) * value
+        updated[name] = jnp.where(usable, mixed.astype(old.dtype), old)
+    if "count" in batch_stats:
+        steps = jnp.asarray(batch_stats["count"])
+        updated["count"] = steps + jnp.any(usable).astype(steps.dtype)
+    return updated
+
+
+def _weight_of_old(momentum: Momentum, batch_stats: BatchStats) -> jax.Array:
+    """The momentum of this update, [] float, as wide as the statistics."""
+    dtype = promote(batch_stats["var"].dtype, jnp.float32)
+    if momentum is None:
+        return cumulative(batch_stats["count"], dtype)
+    if callable(momentum):
+        return jnp.asarray(momentum(batch_stats["count"]))
+    return jnp.asarray(momentum, None if hasattr(momentum, "dtype") else dtype)
+
+
+def cumulative(count: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """The momentum under which the running statistics are the plain average of all `count + 1` batches."""
+    count = jnp.asarray(count).astype(dtype)
+    return count / (count + 1)

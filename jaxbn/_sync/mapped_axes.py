@@ -1,0 +1,147 @@
+"""Mapped axes: what the devices (or vmap lanes) of an `axis_name` tell each other, in one collective."""
+
+import math
+import operator
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxbn._core.types import AxisIndexGroups, AxisName
+
+GATHER_LIMIT = 64
+"""Up to this many members, moments are gathered and merged exactly; above, they are summed about a common pivot."""
+
+
+def check_axis_name(axis_name: AxisName | None) -> tuple[str, ...]:
+    """The names as a tuple, each of them bound here.
+
+    Raises:
+      ValueError: a name is not bound by an enclosing vmap, pmap or shard_map, or is given twice, or it is one of vmap
+        inside a shard_map with `check_vma=True`, where JAX has no collectives over it.
+    """
+    if axis_name is None:
+        return ()
+    names = (axis_name,) if isinstance(axis_name, str) or not isinstance(axis_name, Iterable) else tuple(axis_name)
+    if len(set(names)) != len(names):
+        raise ValueError(f"`axis_name` must name each axis once, got {axis_name!r}.")
+    for name in names:
+        try:
+            lax.axis_size(name)
+        except NameError:
+            raise ValueError(
+                f"`axis_name` must be bound by an enclosing jax.vmap, jax.pmap or jax.shard_map, got {axis_name!r}, of "
+                f"which {name!r} is not bound here. Under plain jax.jit over sharded arrays batch norm is synchronized "
+                "already: leave `axis_name` out."
+            ) from None
+    lanes, _ = _split(names)
+    if lanes and _checks_varying():
+        raise ValueError(
+            f"`axis_name` must not name an axis of jax.vmap inside a jax.shard_map with check_vma=True, where JAX has "
+            f"no collectives over it, got {axis_name!r}, of which {lanes} are axes of vmap. Set check_vma=False."
+        )
+    return names
+
+
+def check_groups(groups: AxisIndexGroups | None, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """The groups as tuples: a partition of the indices of the axis. Groups may be of unequal size.
+
+    Raises:
+      ValueError: there is no axis to group, or the groups are not a partition of it.
+      TypeError: the groups are no sequence of sequences of integers.
+    """
+    if groups is None:
+        return None
+    if not names:
+        raise ValueError(
+            f"`axis_index_groups` needs an `axis_name` to group, got groups {groups!r} and no `axis_name`."
+        )
+    try:
+        canonical = tuple(tuple(operator.index(i) for i in group) for group in groups)
+    except TypeError:
+        raise TypeError(f"`axis_index_groups` must be a sequence of sequences of integers, got {groups!r}.") from None
+    size = axis_size(names)
+    if sorted(i for group in canonical for i in group) != list(range(size)) or not all(canonical):
+        raise ValueError(
+            f"`axis_index_groups` must be a partition of the {size} indices of {names!r}: each of 0..{size - 1} in "
+            f"exactly one group, got {groups!r}."
+        )
+    return canonical
+
+
+def axis_size(names: tuple[str, ...]) -> int:
+    """Number of members of all the named axes together."""
+    return math.prod(lax.axis_size(name) for name in names)
+
+
+def _split(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names that vmap binds, and those that are axes of devices: the latter go into one collective."""
+    devices = set(jax.sharding.get_abstract_mesh().manual_axes)
+    return tuple(n for n in names if n not in devices), tuple(n for n in names if n in devices)
+
+
+def _varying(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """Marks `x` as different on each device along `names`, for shard_map's varying-axes check."""
+    if not _checks_varying():
+        return x
+    missing = tuple(n for n in names if n not in jax.typeof(x).manual_axis_type.varying)
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _checks_varying() -> bool:
+    """Whether the shard_map around us runs with `check_vma=True`."""
+    names = jax.sharding.get_abstract_mesh().manual_axes
+    if not names:
+        return False
+    return bool(jax.typeof(lax.axis_index(names[0])).manual_axis_type.varying)
+
+
+def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Marks `x` as different on each device where `like` is; the transpose is a sum over them, one collective."""
+    return _varying(x, tuple(jax.typeof(like).manual_axis_type.varying))
+
+
+def gather(x: jax.Array, names: tuple[str, ...], *, invariant: bool = False) -> jax.Array:
+    """[...] -> [members, ...], members in row-major order of `names`; `invariant`: marked as the same everywhere."""
+    lanes, devices = _split(names)
+    rank = x.ndim
+    for name in lanes:
+        x = lax.all_gather(x, name)
+    if devices:
+        x = lax.all_gather(
+            _varying(x, devices), devices, to="invarying" if invariant and _checks_varying() else "varying"
+        )
+        sizes = tuple(lax.axis_size(n) for n in devices)
+        x = x.reshape(sizes + x.shape[1:])
+    order = devices + lanes[::-1]
+    x = jnp.transpose(x, [order.index(n) for n in names] + list(range(len(names), len(names) + rank)))
+    return x.reshape(-1, *x.shape[len(names) :])
+
+
+def members(names: tuple[str, ...], groups: tuple[tuple[int, ...], ...] | None) -> jax.Array | None:
+    """[members] bool, who is in my group; None when all are."""
+    if groups is None:
+        return None
+    group_of = np.zeros(axis_size(names), np.int32)
+    for number, group in enumerate(groups):
+        group_of[list(group)] = number
+    me = jnp.int32(0)
+    for name in names:
+        me = me * lax.axis_size(name) + lax.axis_index(name)
+    group_of = jnp.asarray(group_of)
+    return group_of == group_of[me]
+
+
+def all_sum(x: jax.Array, names: tuple[str, ...], groups: tuple[tuple[int, ...], ...] | None) -> jax.Array:
+    """Sum of `x` over all members of my group, with one collective forward and one backward."""
+    if not names:
+        return x
+    mine = members(names, groups)
+    if mine is not None:
+        return jnp.tensordot(mine.astype(x.dtype), gather(x, names), 1)
+    lanes, devices = _split(names)
+    for name in lanes:
+        x = lax.psum(x, name)
+    return lax.psum(_varying(x, devices), devices) if devices else x

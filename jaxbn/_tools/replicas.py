@@ -1,0 +1,66 @@
+"""One state out of several: the statistics of replicas that were trained without telling each other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbn._core.merge import merge_stacked
+from jaxbn._core.types import Moments
+from jaxbn._tools.accumulate import check_tree, is_layer
+
+
+def merge_batch_stats(
+    batch_stats: Mapping[str, Any] | Sequence[Mapping[str, Any]], counts: jax.Array | None = None
+) -> dict[str, Any]:
+    """The running statistics of all replicas together; the variance between their means is part of them.
+
+    An average of the variances would leave that part out.
+
+    Args:
+      batch_stats: {'mean': [N, C], 'var': [N, C]} of N replicas, or nested dicts of these, as the `batch_stats`
+        collection of a Flax model comes out of `vmap`, `pmap` or `shard_map`; or a sequence of N of them, [C] each.
+      counts: [N], how many examples each replica has seen, >= 0 and not all 0; all the same where None.
+
+    Returns:
+      The same tree, [C], in the same dtypes. A number of updates, 'count', is the largest of all replicas.
+
+    Raises:
+      ValueError: there is no replica, or `counts` does not hold one number for each.
+      TypeError: `batch_stats` is no dict of layers, nor a sequence of these.
+
+    References:
+      Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbn
+      >>> a = {"mean": jnp.array([1.0]), "var": jnp.array([2.0])}
+      >>> b = {"mean": jnp.array([5.0]), "var": jnp.array([2.0])}
+      >>> merged = jaxbn.merge_batch_stats([a, b])
+      >>> merged["mean"].tolist(), merged["var"].tolist()
+      ([3.0], [6.0])
+    """
+    if not isinstance(batch_stats, Mapping):
+        if not batch_stats:
+            raise ValueError("`batch_stats` must hold at least one replica, got none.")
+        batch_stats = jax.tree.map(lambda *replicas: jnp.stack(replicas), *batch_stats)
+    return _merge(batch_stats, counts)
+
+
+def _merge(batch_stats: Any, counts: jax.Array | None) -> dict[str, Any]:
+    check_tree(batch_stats, "batch_stats")
+    if not is_layer(batch_stats):
+        return {k: _merge(v, counts) for k, v in batch_stats.items()}
+    mean, var = jnp.asarray(batch_stats["mean"]), jnp.asarray(batch_stats["var"])
+    weights = jnp.ones(mean.shape[:1], var.dtype) if counts is None else jnp.asarray(counts).astype(var.dtype)
+    if weights.ndim != 1 or not weights.size or weights.shape != mean.shape[:1]:
+        raise ValueError(
+            "`counts` must hold one number for each replica, those along the first axis of the statistics, "
+            f"{list(mean.shape)}, got {list(weights.shape)}."
+        )
+    _, mean, var = merge_stacked(Moments(weights, mean, var))
+    merged = {"mean": mean, "var": var}
+    if "count" in batch_stats:
+        merged["count"] = jnp.max(batch_stats["count"], axis=0)
+    return merged

@@ -1,0 +1,205 @@
+"""What a person needs to find the sick batch norm of a model: as data, as a table and as a figure."""
+
+import io
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxbn._core import checks
+from jaxbn._core.types import Moments
+from jaxbn._models.find import Found, find_batch_norms, path_name
+from jaxbn._tools.collect import moments_by_path
+from jaxbn._tools.optional import load
+
+DEAD_SCALE = 1e-3
+"""A scale of at most that much leaves nothing of a channel."""
+FAR = 10.0
+"""More standard errors than that are shown in red. Chance gives 2 to 4; neighbouring pixels, which are not independent,
+give more."""
+
+
+class LayerSummary(NamedTuple):
+    """One batch norm of a model."""
+
+    layer: str
+    """its path, 'encoder/0/bn'"""
+    num_features: int
+    """number of channels"""
+    updates: int | None
+    """of the running statistics so far; None where they are not counted"""
+    smallest_var: float
+    """of the running variances, in the squared unit of the data"""
+    largest_var: float
+    """of the running variances, in the squared unit of the data"""
+    dead: int
+    """channels that say nothing: a scale within 1e-3 of 0, or a running variance below epsilon"""
+    not_finite: int
+    """channels with a statistic, scale or bias that is not finite"""
+    mean_distance: float | None
+    """from the running mean to that of the batch, in standard errors of the latter, of the channel farthest off; None
+    without moments"""
+    var_distance: float | None
+    """from the running variance to that of the batch, in standard errors of the latter for normal data, likewise"""
+
+
+class Summary(list[LayerSummary]):
+    """The rows of `jaxbn.summary`. Printed, they are a table."""
+
+    def table(self) -> Any:
+        """The rows as a `rich.table.Table`, with what looks sick in red.
+
+        Raises:
+          ImportError: rich is not installed.
+        """
+        table = load("rich.table", "The table of jaxbn.summary").Table("layer", title="Batch norms")
+        measured = any(row.mean_distance is not None for row in self)
+        headings = ["features", "updates", "smallest var", "largest var", "dead", "not finite"]
+        for heading in headings + ["mean off by", "var off by"] * measured:
+            table.add_column(heading, justify="right")
+        for row in self:
+            distances = (row.mean_distance, row.var_distance) if measured else ()
+            table.add_row(
+                row.layer,
+                str(row.num_features),
+                "-" if row.updates is None else str(row.updates),
+                f"{row.smallest_var:.3g}",
+                f"{row.largest_var:.3g}",
+                _cell(str(row.dead), row.dead > 0),
+                _cell(str(row.not_finite), row.not_finite > 0),
+                *("-" if d is None else _cell(f"{d:.1f} s.e.", d > FAR) for d in distances),
+            )
+        return table
+
+    def __str__(self) -> str:
+        """The table as plain text."""
+        console = load("rich.console", "The table of jaxbn.summary").Console(file=io.StringIO(), width=120)
+        console.print(self.table())
+        return console.file.getvalue()
+
+    def figure(self) -> Any:
+        """The rows as a `matplotlib.figure.Figure`: variances, dead channels and distances, layer by layer.
+
+        Raises:
+          ImportError: matplotlib is not installed.
+        """
+        load("matplotlib", "The figure of jaxbn.summary")
+        from jaxbn._tools.summary_figure import draw
+
+        return draw(self, FAR)
+
+
+def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5) -> Summary:
+    """Every batch norm of a model, with what a person needs to find the sick one.
+
+    Args:
+      model: variables {'params': ..., 'batch_stats': ...}, an nnx module or its `nnx.State`.
+      moments: those of the latest batch, from `jaxbn.collect_moments`, or a tree like `batch_stats` with
+        `jaxbn.Moments` or {'count', 'mean', 'var'} in the places of layers, such as a collection 'batch_moments'.
+      epsilon: that of the batch norms; below it a running variance is as good as none.
+
+    Returns:
+      A list of `LayerSummary`, one for each batch norm, in the order of the tree. `print(rows)` shows a table,
+      `rows.table()` is one for rich, `rows.figure()` a matplotlib figure.
+
+    Raises:
+      ValueError: the model has no batch norm; the moments are of other layers or shapes; `epsilon` is not positive.
+      TypeError: `model` is none of the above.
+
+    References:
+      Standard error of a variance: Kenney & Keeping 1951, "Mathematics of statistics", part 2, section 7.6: for n
+      normal values of variance v it is v sqrt(2 / n).
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbn, jaxbn.linen, jaxbn.nnx
+      >>> from flax import nnx
+      >>> x = jnp.array([[0.0, 0.0], [4.0, 0.0]])
+      >>> model = jaxbn.linen.BatchNorm(use_running_average=False, momentum=0.0)
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> _, updates = model.apply(variables, x, mutable=["batch_stats"])
+      >>> (row,) = jaxbn.summary(variables | updates)
+      >>> row.num_features, row.smallest_var, row.largest_var, row.dead
+      (2, 0.0, 4.0, 1)
+
+      With the moments of a batch, for nnx and for plain trees:
+
+      >>> model = jaxbn.nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+      >>> moments = jaxbn.collect_moments(lambda model, x: model(x), model, x)
+      >>> round(jaxbn.summary(model, moments)[0].mean_distance, 3)
+      2.828
+      >>> params, batch_stats = jaxbn.init(2)
+      >>> model = {"params": params, "batch_stats": batch_stats}
+      >>> round(jaxbn.summary(model, jaxbn.batch_moments(x))[0].mean_distance, 3)
+      2.828
+    """
+    found = find_batch_norms(model)
+    epsilon = checks.check_epsilon(epsilon)
+    by_path = _by_path(moments)
+    unknown = sorted(path_name(path) for path in set(by_path) - set(found))
+    if unknown:
+        raise ValueError(
+            f"`moments` must be of the batch norms of the model, {', '.join(map(path_name, found))}, got {unknown} too."
+        )
+    return Summary(_row(path_name(path), layer, by_path.get(path), epsilon) for path, layer in found.items())
+
+
+def _by_path(moments: Any) -> dict[Any, Moments]:
+    if moments is None:
+        return {}
+    of_paths = isinstance(moments, Mapping) and all(isinstance(path, tuple) for path in moments)
+    return dict(moments) if of_paths else moments_by_path(moments)
+
+
+def _row(name: str, layer: Found, moments: Moments | None, epsilon: float) -> LayerSummary:
+    params = {k: _wide(v) for k, v in layer.params.items()}
+    stats = {k: _wide(v) for k, v in layer.batch_stats.items()}
+    mean, var = stats["mean"], stats["var"]
+    finite = np.all([np.isfinite(v) for v in (mean, var, *params.values())], axis=0)
+    dead = (var < epsilon) | (np.abs(params.get("scale", np.ones(()))) <= DEAD_SCALE)
+    distances = (None, None) if moments is None else _distances(name, mean, var, moments, epsilon)
+    return LayerSummary(
+        layer=name,
+        num_features=mean.size,
+        updates=int(stats["count"].max()) if "count" in stats else None,
+        smallest_var=float(var.min()),
+        largest_var=float(var.max()),
+        dead=int(dead.sum()),
+        not_finite=int((~finite).sum()),
+        mean_distance=distances[0],
+        var_distance=distances[1],
+    )
+
+
+def _distances(name: str, mean, var, moments: Moments, epsilon: float) -> tuple[float | None, float | None]:
+    """Of the channel farthest off, in standard errors of a batch that comes from the running statistics.
+
+    A channel that is constant for both, but for what is left of older batches, is dead and not off.
+    """
+    try:
+        checks.check_moments(moments, {"mean": mean})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    count, batch_mean, batch_var = (_wide(m) for m in moments)
+    count = np.broadcast_to(count, var.shape)
+    seen = (count > 0) & ((var >= epsilon) | (batch_var >= epsilon))
+    return (
+        _farthest(np.abs(batch_mean - mean)[seen], np.sqrt(var[seen] / count[seen])),
+        _farthest(np.abs(batch_var - var)[seen], var[seen] * np.sqrt(2 / count[seen])),
+    )
+
+
+def _farthest(difference: np.ndarray, error: np.ndarray) -> float | None:
+    if not difference.size:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.where(difference == 0, 0.0, difference / error)
+    return float(np.where(np.isnan(distance), np.inf, distance).max())
+
+
+def _wide(value: Any) -> np.ndarray:
+    value = np.asarray(value)
+    return value.astype(np.complex128 if np.iscomplexobj(value) else np.float64)
+
+
+def _cell(text: str, sick: bool) -> str:
+    return f"[bold red]{text}[/]" if sick else text

@@ -1,0 +1,82 @@
+"""Large means from a cold start (running mean 0), across devices: how many digits of the variance remain."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxbn
+from jaxbn._sync import mapped_axes as sync
+from tests.split_data import DATA, arguments
+from tests.split_reference import expected
+from tests.splits import SHARDINGS, SPLITS
+
+COLD = {"mean": np.zeros(8, np.float32), "var": np.ones(8, np.float32)}
+
+
+def batch(offset, spread=0.0):
+    """[8, 32, 8], of variance about 1 on each member; the means of the members differ by `spread` deviations."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 32, 8)) + np.repeat(rng.normal(size=(4, 1, 8)) * spread, 2, 0) + offset
+    return x.astype(np.float32)
+
+
+def layer(params, stats, x, mask, **options):
+    """With momentum 0: the new statistics are those of the batch."""
+    return jaxbn.batch_norm(params, stats, x, use_running_average=False, momentum=0.0, mask=mask, **options)
+
+
+def error_of_variance(new, x):
+    want = np.var(np.float64(x), (0, 1))
+    return np.max(np.abs(np.float64(new["var"]) / want - 1))
+
+
+@pytest.mark.parametrize("split", ["vmap, two names", "shard_map, checked"])
+def test_the_variance_is_exact_where_the_axis_is_named(split):
+    name, apply = SPLITS[split]
+    run = jax.jit(lambda x: apply(lambda *args: layer(*args, axis_name=name), {}, COLD, x, None))
+    for offset, spread, bound in ((0, 0, 1e-6), (0, 3, 1e-6), (1e3, 0, 1e-5), (1e3, 1, 1e-5), (1e3, 3, 1e-5)):
+        x = batch(offset, spread)
+        assert error_of_variance(run(x)[1], x) < bound
+
+
+def test_plain_jit_over_sharded_arrays_is_as_accurate_as_its_running_mean():
+    # The bounds are those of the documentation: (offset / deviation)^2 times a few units in the last place.
+    sharding = SHARDINGS["batch"]
+    run = jax.jit(lambda stats, x, fast: layer({}, stats, x, None, use_fast_variance=fast)[1], static_argnums=2)
+    for offset, bound in ((10, 1e-4), (100, 1e-2), (1000, 0.5)):
+        with jax.set_mesh(sharding.mesh()):
+            _, cold, x, _ = sharding.put({}, COLD, batch(offset), None)
+            _, warm, *_ = sharding.put({}, COLD | {"mean": COLD["mean"] + np.float32(offset)}, batch(offset), None)
+            assert error_of_variance(run(cold, x, True), batch(offset)) < bound
+            assert error_of_variance(run(warm, x, True), batch(offset)) < 1e-5
+            assert error_of_variance(run(cold, x, False), batch(offset)) < 1e-5
+
+
+@pytest.mark.parametrize("split", ["vmap", "shard_map, checked"])
+def test_an_axis_too_large_to_gather_is_summed(split, monkeypatch):
+    monkeypatch.setattr(sync, "GATHER_LIMIT", 1)
+    name, apply = SPLITS[split]
+    # A shape that no other test has, so that nothing comes from the cache of traced programs.
+    data = DATA["mask"]._replace(x=DATA["mask"].x[:, :3], mask=DATA["mask"].mask[:, :3])
+    args = arguments(data)
+
+    @jax.jit
+    def run(params, x):
+        def loss(params, x):
+            return apply(
+                lambda *args: jaxbn.batch_norm(
+                    *args[:3], use_running_average=False, mask=args[3], axis_name=name, **data.options()
+                ),
+                params, args["stats"], x, data.mask,
+            )  # fmt: skip
+
+        out, vjp = jax.vjp(loss, params, x)
+        return out, vjp((args["dy"], args["dstats"]))
+
+    text = run.lower(args["params"], data.x).as_text()
+    assert "all_gather" not in text
+    (y, new), (dparams, dx) = run(args["params"], data.x)
+    want = expected(data, args)
+    for key, value in {"y": y, "dx": dx, **new, **dparams}.items():
+        scale = max(1, np.abs(want[key]).max())
+        np.testing.assert_allclose(np.float64(value) / scale, want[key] / scale, rtol=0, atol=2e-5, err_msg=key)

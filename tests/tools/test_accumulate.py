@@ -1,0 +1,172 @@
+"""Gradient accumulation: microbatches in a scan's carry, committed once, are the whole batch."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
+from jaxbn._tools.accumulate import merge_into
+
+MOMENTUM = 0.9
+STEP = 100 + 3 * np.random.default_rng(0).normal(size=(4, 6, 3))  # [microbatches, examples, C]
+MICROBATCHES = jnp.asarray(STEP, jnp.float32)
+
+
+def assert_committed_whole(mean, var):
+    """Running statistics after one step from 0 and 1, unbiased over all 24 examples."""
+    whole = np.asarray(MICROBATCHES, np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(mean, (1 - MOMENTUM) * whole.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(var, MOMENTUM + (1 - MOMENTUM) * whole.var(0, ddof=1), rtol=1e-5)
+
+
+def test_functional_microbatches_are_the_whole_batch():
+    params, batch_stats = jaxbn.init(3)
+
+    @jax.jit
+    def step(batch_stats, microbatches):
+        def body(moments, x):
+            y, new = jaxbn.normalize_batch(params, batch_stats, x)
+            return jaxbn.merge_moments(moments, new), y
+
+        moments, _ = lax.scan(body, jaxbn.Moments(**jaxbn.zero_moments(batch_stats)), microbatches)
+        return jaxbn.update_batch_stats(batch_stats, moments, momentum=MOMENTUM, unbiased=True)
+
+    new = step(batch_stats, MICROBATCHES)
+    assert_committed_whole(new["mean"], new["var"])
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = jaxbn.linen.BatchNorm(use_running_average=False, name="first")(x)
+        return nn.Sequential([jaxbn.linen.BatchNorm(use_running_average=False), nn.relu])(x)
+
+
+def test_linen_microbatches_are_the_whole_batch():
+    model = Network()
+    variables = model.init(jax.random.key(0), MICROBATCHES[0])
+    assert set(variables) == {"params", "batch_stats"}
+
+    @jax.jit
+    def step(variables, microbatches):
+        def body(batch_moments, x):
+            given = {**variables, "batch_moments": batch_moments}
+            y, written = model.apply(given, x, mutable=["batch_stats", "batch_moments"])
+            return written["batch_moments"], (y, written["batch_stats"])
+
+        stats = variables["batch_stats"]
+        batch_moments, (_, written) = lax.scan(body, jaxbn.zero_moments(stats), microbatches)
+        return jaxbn.commit_moments(stats, batch_moments, momentum=MOMENTUM, unbiased=True), written
+
+    new, meanwhile = step(variables, MICROBATCHES)
+    np.testing.assert_array_equal(meanwhile["first"]["mean"], np.zeros((4, 3)))
+    assert jax.tree.structure(new) == jax.tree.structure(variables["batch_stats"])
+    assert_committed_whole(**new["first"])
+
+
+def test_linen_moments_start_by_themselves_where_only_they_may_be_written():
+    model = Network()
+    variables = model.init(jax.random.key(0), MICROBATCHES[0])
+    _, written = model.apply(variables, MICROBATCHES[0], mutable=["batch_moments"])
+    np.testing.assert_array_equal(written["batch_moments"]["first"]["count"], [6.0, 6.0, 6.0])
+    _, written = model.apply(variables, MICROBATCHES[0], mutable=True)
+    assert "batch_moments" not in written
+    assert (np.asarray(written["batch_stats"]["first"]["mean"]) != 0).all()
+
+
+def test_nnx_microbatches_are_the_whole_batch():
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = jaxbn.nnx.BatchNorm(3, momentum=MOMENTUM, unbiased=True, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    model = Model(nnx.Rngs(0))
+    before = jax.tree.structure(nnx.state(model))
+
+    @nnx.jit
+    def step(model, microbatches):
+        jaxbn.nnx.zero_moments(model)
+
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+        def body(model, x):
+            loss, grads = nnx.value_and_grad(lambda model: jnp.sum(model(x) ** 3))(model)
+            return model, (loss, grads)
+
+        body(model, microbatches)
+        jaxbn.nnx.commit_moments(model)
+
+    step(model, MICROBATCHES)
+    assert_committed_whole(model.norm.mean[...], model.norm.var[...])
+    assert jax.tree.structure(nnx.state(model)) == before
+    jaxbn.nnx.zero_moments(model)
+    jaxbn.nnx.commit_moments(model)  # a step without an example changes nothing
+    assert_committed_whole(model.norm.mean[...], model.norm.var[...])
+
+
+def test_stacked_layers_with_a_count_each_are_committed_each_by_itself():
+    _, batch_stats = jaxbn.init(3, use_count=True)
+    stacked = jax.tree.map(lambda v: jnp.stack([v, v]), batch_stats)
+    moments = jaxbn.zero_moments({"bn": stacked})
+    moments["bn"] = {"count": moments["bn"]["count"].at[0].set(4.0), "mean": jnp.ones((2, 3)), "var": jnp.ones((2, 3))}
+    new = jaxbn.commit_moments({"bn": stacked}, moments, momentum=None)["bn"]
+    np.testing.assert_array_equal(new["count"], [1, 0])
+    np.testing.assert_array_equal(new["mean"], [[1, 1, 1], [0, 0, 0]])
+
+
+def test_other_statistics_and_absent_layers_stay():
+    _, layer = jaxbn.init(2)
+    tree = {"bn": layer, "frozen": layer, "spectral": {"sigma": jnp.ones(())}}
+    moments = jaxbn.zero_moments(tree)
+    assert set(moments) == {"bn", "frozen"}
+    del moments["frozen"]
+    moments["bn"] = jaxbn.batch_moments(jnp.array([[1.0, 2.0]]))._asdict()
+    new = jaxbn.commit_moments(tree, moments, momentum=0.5)
+    np.testing.assert_array_equal(new["bn"]["mean"], [0.5, 1.0])
+    assert (new["frozen"], new["spectral"]) == (tree["frozen"], tree["spectral"])
+
+
+def test_wider_microbatches_leave_the_shapes_and_dtypes_of_the_carry():
+    _, batch_stats = jaxbn.init(3, param_dtype=jnp.complex64)
+    old = jaxbn.Moments(**jaxbn.zero_moments(batch_stats))
+    assert [v.dtype for v in old] == [jnp.float32, jnp.complex64, jnp.float32]
+    with jax.enable_x64(True):
+        x = STEP[0] + 2j * STEP[1]
+        new = merge_into(
+            merge_into(old, jaxbn.batch_moments(jnp.asarray(x[:2]))), jaxbn.batch_moments(jnp.asarray(x[2:]))
+        )
+    assert [(v.shape, v.dtype) for v in new] == [(v.shape, v.dtype) for v in old]
+    np.testing.assert_allclose(new.mean, x.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(new.var, x.var(0), rtol=1e-5)
+
+
+def test_array_references_hold_the_moments_of_an_nnx_module():
+    with nnx.var_defaults(ref=True):
+        layer = jaxbn.nnx.BatchNorm(3, momentum=MOMENTUM, unbiased=True, rngs=nnx.Rngs(0))
+        jaxbn.nnx.zero_moments(layer)
+    step = jax.jit(lambda layer, x: layer(x))
+    for x in MICROBATCHES:
+        step(layer, x)
+    jaxbn.nnx.commit_moments(layer)
+    assert_committed_whole(layer.mean[...], layer.var[...])
+
+
+def test_wrong_trees_say_what_is_wrong():
+    _, layer = jaxbn.init(2)
+    with pytest.raises(TypeError, match="`batch_stats` must be a dict"):
+        jaxbn.zero_moments(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"layers of `batch_stats` only, \['bn'\], got \['other'\]"):
+        jaxbn.commit_moments({"bn": layer}, {"other": jaxbn.zero_moments(layer)}, momentum=0.5)
+    with pytest.raises(ValueError, match="'count', 'mean' and 'var'"):
+        jaxbn.commit_moments(layer, layer, momentum=0.5)
+    with pytest.raises(ValueError, match="zero_moments"):
+        jaxbn.nnx.commit_moments(jaxbn.nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="`model` must have a"):
+        jaxbn.nnx.zero_moments(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
