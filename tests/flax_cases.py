@@ -117,7 +117,7 @@ def cases(draw, way: str, *, divides: str = "", sizes=tuple(SIZES)) -> Case:
 
 
 def _axis(draw, rank: int, *, several: bool, all_of_them: bool):
-    """An axis, or several in any order, each counted from the front or the back; without `all_of_them` a row is left."""
+    """An axis, or several in any order, counted from the front or the back; without `all_of_them` a row is left."""
     count = draw(st.integers(2, rank - (not all_of_them))) if several and rank > 2 and draw(st.booleans()) else 1
     chosen = draw(st.permutations(range(rank)))[:count]
     signed = tuple(a - rank * draw(st.booleans()) for a in chosen)

@@ -1,91 +1,24 @@
 """The ways in which users run a batch norm layer: each runs two training steps and an evaluation of a whole batch.
 
-A layer here is `layer(params, batch_stats, x, mask, train) -> y, new_stats`. A way is two parts: `member`, which makes
-a layer of a whole batch from one that sees a part of it, and `run`, which runs a program of whole batches.
+A way is two parts: `member`, which makes a layer (of `tests.flax_layers`) of a whole batch from one that sees a part of
+it, and `run`, which runs a program of whole batches.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.flax_cases import Case, Data
+from tests.flax_layers import life, linen_layer, nnx_layer
 from tests.splits import mesh
 
 NAME = "members"
-
-
-def linen_layer(cls, case: Case, axis_name):
-    """That class of linen as a function."""
-    module = cls(axis_name=axis_name, force_float32_reductions=case.force_float32_reductions, **_fields(case))
-
-    def layer(params, stats, x, mask, train):
-        variables = {"params": params, "batch_stats": stats}
-        y, new = module.apply(variables, x, use_running_average=not train, mask=mask, mutable=["batch_stats"])
-        return y, new["batch_stats"]
-
-    return layer
-
-
-def nnx_layer(cls, case: Case, axis_name):
-    """That class of nnx as a function."""
-    module = cls(case.features[0], axis_name=axis_name, rngs=nnx.Rngs(0), **_fields(case))
-    graphdef, state = nnx.split(module)
-
-    def layer(params, stats, x, mask, train):
-        values = {**params, **stats}
-        module = nnx.merge(graphdef, jax.tree.map_with_path(lambda path, _: values[path[0].key], state))
-        y = module(x, use_running_average=not train, mask=mask)
-        return y, {name: getattr(module, name)[...] for name in stats}
-
-    return layer
-
-
-def _fields(case: Case) -> dict[str, Any]:
-    return {
-        "axis": case.axis,
-        "momentum": case.momentum,
-        "epsilon": case.epsilon,
-        "use_bias": case.use_bias,
-        "use_scale": case.use_scale,
-        "dtype": None if case.out is None else jnp.dtype(case.out),
-        "param_dtype": jnp.dtype(case.param_dtype),
-        "use_fast_variance": case.use_fast_variance,
-    }
-
-
-def life(layer, params, stats, x, dy, mask, *, scan: bool = False):
-    """Two training steps with their gradients, and the evaluation of the first batch with the first statistics.
-
-    Returns:
-      'y' [2, ...], 'mean' and 'var' after the second step, the gradients 'dx' [2, ...], 'dscale' and 'dbias' [2, ...] of
-      sum(y dy), 'evaluated', and its gradients 'evaluated dx', 'evaluated dscale' and so on.
-    """
-
-    def forward_and_backward(stats, x, dy, train):
-        y, vjp, new = jax.vjp(lambda params, x: layer(params, stats, x, mask, train), params, x, has_aux=True)
-        dparams, dx = vjp(dy.astype(y.dtype))
-        return new, {"y": y, "dx": dx, **{f"d{k}": v for k, v in dparams.items()}}
-
-    def step(stats, inputs):
-        new, found = forward_and_backward(stats, *inputs, True)
-        return jax.tree.map(lambda old, new: new.astype(old.dtype), stats, new), found
-
-    _, evaluation = forward_and_backward(stats, x[0], dy[0], False)
-    if scan:
-        stats, steps = jax.lax.scan(step, stats, (x, dy))
-    else:
-        stats, first = step(stats, (x[0], dy[0]))
-        stats, second = step(stats, (x[1], dy[1]))
-        steps = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
-    evaluation = {"evaluated" if k == "y" else f"evaluated {k}": v for k, v in evaluation.items()}
-    return {**steps, **stats, **evaluation}
 
 
 def _whole(layer, case):
@@ -98,11 +31,7 @@ def _remat(layer, case):
 
 def _lead(v, axis: int, parts: int):
     """The axis in parts, with the parts in front."""
-    return (
-        jnp.moveaxis(v.reshape(*v.shape[:axis], parts, -1, *v.shape[axis + 1 :]), axis, 0)
-        if v.shape[axis]
-        else (jnp.zeros((parts, *v.shape), v.dtype))
-    )
+    return jnp.moveaxis(v.reshape(*v.shape[:axis], parts, v.shape[axis] // parts, *v.shape[axis + 1 :]), axis, 0)
 
 
 def _expanded(mask, case: Case):
