@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 
 import jaxbn.linen
 import jaxbn.nnx
-from tests import reference
+from tests import oracle, reference
 from tests.flax_cases import SIZES, Case, Data, cases, data
 from tests.flax_ways import WAYS, run
 
@@ -27,51 +27,24 @@ OURS: dict[str, Any] = {"linen": jaxbn.linen.BatchNorm, "nnx": jaxbn.nnx.BatchNo
 
 
 def expected(case: Case, d: Data) -> dict[str, tuple[np.ndarray, float]]:
-    """Each value in float64, and its unit: the largest value, or that of the terms that it is a sum of."""
+    """What `tests.flax_layers.life` gives, in float64, each with its unit (see `tests.oracle`)."""
     options: dict[str, Any] = {"axis": case.axes, "epsilon": case.epsilon}
-    found: dict[str, list] = {}
-
-    def add(name, value, *terms):
-        finite = [np.abs(v)[np.isfinite(v)].max(initial=0) for v in (np.asarray(value), *map(np.asarray, terms))]
-        found.setdefault(name, []).append((value, max(1.0, *finite)))
-
-    def add_gradients(prefix, gradients, x, dy, mean, var):
-        rows = reference.rows(x, case.axes)
-        steep = np.expand_dims(d.params.get("scale", np.ones(())) / np.sqrt(reference.wide(var) + case.epsilon), rows)
-        add(f"{prefix}dx", gradients["x"], dy * steep)
-        ones = {"scale": np.ones(case.features)}
-        plain = reference.normalize(ones, x, mean, var, **options)
-        for name, terms in (("scale", dy * plain), ("bias", reference.wide(dy))):
-            if name in d.params:
-                add(f"{prefix}d{name}", gradients[name], np.sqrt((np.abs(terms) ** 2).sum(rows)))
-
-    stats = d.batch_stats
-    for x, dy in zip(d.x, reference.wide(d.dy), strict=True):
-        count, mean, var = reference.moments(x, axis=case.axes, mask=d.mask)
-        _, of_mean, of_var = reference.statistics(x, reference.cleaned(x, d.mask)[1], stats, case.axes)
-        add("y", reference.train(d.params, stats, x, mask=d.mask, **options))
-        gradients = reference.gradients(d.params, stats, x, dy, mask=d.mask, **options)
-        add_gradients("", gradients, x, dy, of_mean, of_var)
-        stats = reference.update(stats, count, mean, var, momentum=case.momentum)
-    found = {k: [(np.stack([a[0], b[0]]), max(a[1], b[1]))] for k, (a, b) in found.items()}
-    for name in ("mean", "var"):
-        add(name, stats[name])
-    mean, var = d.batch_stats["mean"], d.batch_stats["var"]
-    x, dy = d.x[0], reference.wide(d.dy[0])
-    add("evaluated", reference.normalize(d.params, x, mean, var, **options))
-    empty = np.zeros((1,) * x.ndim)  # without an example: normalized with the running statistics
-    gradients = reference.gradients(d.params, d.batch_stats, x, dy, mask=empty, **options)
-    add_gradients("evaluated ", gradients, x, dy, mean, var)
-    return {name: values[0] for name, values in found.items()}
-
-
-def error(got: np.ndarray, want: np.ndarray, unit: float) -> float:
-    """The largest, in that unit, where float64 is finite; infinite where a value is not finite or not there."""
-    if got.shape != want.shape:
-        return np.inf
-    finite = np.isfinite(want)
-    difference = np.abs(reference.wide(got)[finite] - want[finite])
-    return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0)) / unit
+    stats, steps = d.batch_stats, []
+    for x, dy in zip(d.x, d.dy, strict=True):
+        steps.append(oracle.expected(d.params, stats, x, dy, mask=d.mask, momentum=case.momentum, **options))
+        stats = {name: steps[-1].pop(name)[0] for name in ("mean", "var")}
+    found = {
+        k: (np.stack([a[0], b[0]]), max(a[1], b[1]))
+        for (k, a), b in zip(steps[0].items(), steps[1].values(), strict=True)
+    }
+    found |= {name: (v, oracle.largest(v)) for name, v in stats.items()}
+    x, dy, mean, var = d.x[0], d.dy[0], *d.batch_stats.values()
+    evaluated = reference.normalize(d.params, x, mean, var, **options)
+    found["evaluated"] = evaluated, oracle.largest(evaluated)
+    no_example = np.zeros((1,) * x.ndim)  # normalized with the running statistics
+    gradients = reference.gradients(d.params, d.batch_stats, x, reference.wide(dy), mask=no_example, **options)
+    of_evaluation = oracle.units_of_gradients(gradients, d.params, x, dy, mean, var, **options)
+    return found | {f"evaluated {name}": v for name, v in of_evaluation.items()}
 
 
 def check(case: Case) -> bool:
@@ -96,7 +69,7 @@ def check(case: Case) -> bool:
         wrong = []
         for name, (want, unit) in expected(case, d).items():
             rounding = max(2e-5, 0.6 * float(jnp.finfo(ours[name].dtype).eps))
-            found, flax_error = error(ours[name], want, unit), error(theirs[name], want, unit)
+            found, flax_error = (oracle.error(v[name], want, unit) for v in (ours, theirs))
             if not found <= (max(flax_error, rounding) if np.isfinite(flax_error) else rounding):
                 wrong.append(f"{name}: {found:.2g} of {unit:.3g}, Flax {flax_error:.2g}")
             if name in ("y", "evaluated") and ours[name].dtype != theirs[name].dtype:
