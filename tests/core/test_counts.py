@@ -1,4 +1,4 @@
-"""`batch_stats['count']`, [C] int32: the updates of each channel, so that a channel that misses one averages its own."""
+"""`batch_stats['count']`, [C] int32: the updates of each channel, so that one that misses a batch averages its own."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jaxbn.nnx
 
 LARGEST = 2**31 - 1
 MOMENTA = {"cumulative": None, "debiased": jaxbn.debiased(0.9)}
-DATA = (np.random.default_rng(0).normal(size=(4, 6, 3)) + [1, 11, -5]).astype(np.float32)
+DATA = np.random.default_rng(0).normal((1, 11, -5), size=(4, 6, 3)).astype(np.float32)
 
 
 def weights(average, steps):

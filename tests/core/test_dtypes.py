@@ -24,7 +24,7 @@ def rounded(values, dtype):
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("dtype", HALF)
 def test_dx_is_rounded_once_though_its_terms_cancel(dtype, activation):
-    # Composed of parts that are each rounded, the common part of dy leaves an error of 0.159 in bfloat16; joint, 0.0016.
+    # Composed of parts that are each rounded, dx is off by 0.159 in bfloat16; as one expression, by 0.0016.
     rng = np.random.default_rng(0)
     x = rounded(rng.normal(size=(512, 8)), dtype)
     dy = rounded(1 + 0.01 * rng.normal(size=x.shape), dtype)
@@ -127,7 +127,7 @@ def test_the_layers_tell_too():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
-def test_second_derivatives_and_forward_mode_agree_with_reverse_mode(dtype):
+def test_forward_mode_agrees_with_reverse_mode(dtype):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(8, 3)), jnp.dtype(dtype))
     params, stats = jaxbn.init(3, param_dtype=jnp.float32)
@@ -139,9 +139,14 @@ def test_second_derivatives_and_forward_mode_agree_with_reverse_mode(dtype):
         return jnp.sin(jnp.real(y)).astype(jnp.float32).sum()
 
     v = jnp.flip(x, 0) + 1
-    _, forward = jax.jvp(loss, (x,), (v,))
-    # jax.grad of a real function of complex x: the conjugate of the direction of steepest ascent.
-    backward = jnp.real((jax.grad(loss)(x) * v).astype(jnp.complex64)).sum()
+
+    @jax.jit
+    def both(x, v):
+        _, forward = jax.jvp(loss, (x,), (v,))
+        # jax.grad of a real function of complex x is the conjugate of the direction of steepest ascent.
+        return forward, jnp.real((jax.grad(loss)(x) * v).astype(jnp.complex64)).sum()
+
+    forward, backward = both(x, v)
     tolerance = 0.05 if dtype == "bfloat16" else 1e-4
     np.testing.assert_allclose(forward, backward, rtol=tolerance, atol=tolerance)
 
