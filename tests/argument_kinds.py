@@ -67,9 +67,9 @@ KINDS: dict[str, Kind] = {
     "momentum, counted": Kind(
         [
             lambda count: 2.0, lambda count: NAN, lambda count: "x", lambda count: None, lambda: 0.5,
-            lambda count: jnp.zeros(2), lambda count: jnp.zeros((3, 3)), lambda count: 1j,
+            lambda count: jnp.zeros(2), lambda count: jnp.zeros(3), lambda count: 1j,
         ],
-        [None, jaxbn.debiased(0.9), lambda count: 0.5, lambda count: jnp.float32(0.5), lambda count: jnp.zeros(3)],
+        [None, jaxbn.debiased(0.9), lambda count: 0.5, lambda count: jnp.float32(0.5)],
     ),
     "axis": Kind(
         ["x", "0", None, 1.5, 1.0, [0.5], 2, 7, -3, (1, 1), (1, -1), (0, 2), (), [], {}, NAN, True, np.ones(2),
@@ -214,7 +214,8 @@ KINDS: dict[str, Kind] = {
     "moments of a summary": Kind(
         ["x", 3, 1.5, object(), nothing, VECTOR, {"other": MOMENTS}, MOMENTS._replace(mean=X)], [None, MOMENTS]
     ),
-    "features of x": Kind(["3", None, -1, 2, 2.5, 3.0, [3], (3, -1), (3, 3), True, NAN, {}, object(), nothing], [3,
+    "flag or None": Kind([v for v in FLAG.wrong if v is not None], [True, False, None]),
+    "features of x": Kind(["3", None, -1, 2.5, 3.0, [3], (3, -1), (3, 1.5), True, NAN, {}, object(), nothing], [3,
         (3,)]),
     "axis_name of a test": Kind([None, 3, 1.5, ["d", 3], {}, True, object(), nothing], ["batch"]),
 }  # fmt: skip

@@ -281,7 +281,7 @@ ROWS = [
             "param_dtype": "param_dtype",
             "use_bias": "flag",
             "use_scale": "flag",
-            "use_running_average": "flag",
+            "use_running_average": "flag or None",
         },
     ),
     Row(

@@ -46,7 +46,8 @@ def check_layers() -> None:
     """The modules give what the function gives, in training and in evaluation."""
     x, params, stats = jax.device_put((X, PARAMS, STATS))
     module = jaxbn.linen.BatchNorm()
-    graphdef, state = nnx.split(jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    with jax.transfer_guard("allow"):  # Flax makes its keys implicitly
+        graphdef, state = nnx.split(jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
 
     def linen(running, params, stats, x):
         variables = {"params": params, "batch_stats": stats}

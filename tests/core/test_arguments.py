@@ -55,7 +55,7 @@ def outcome(row: Row, argument: str, value) -> str:
     except (ValueError, TypeError) as problem:
         text = str(problem)
         # `params['scale']` names `params` too.
-        if any(f"`{argument}{end}" in text for end in "`[.(") and "got " in text:
+        if any(f"`{argument}{end}" in text for end in "`[.(") and "got " in text.lower():
             return "clear"
         return f"unclear: {type(problem).__name__}: {text.splitlines()[0] if text else ''}"[:200]
     except Exception as problem:
