@@ -14,21 +14,21 @@ from collections.abc import Callable
 import pytest
 
 VARIABLE = "JAXBN_TEST_PLATFORM"
-HOOK = ("jaxbn._xla.program", "of")
-"""Where a lowering rule learns what it is lowered for: `of(module_context) -> Program(platforms, pieces)`."""
+HOOK = ("jaxbn._xla.program", "program_of")
+"""Where a lowering rule learns what it is lowered for: `program_of(module, lanes) -> Program(platforms, pieces)`."""
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 lowered = 0
 """How often a lowering rule has asked since."""
 
 
-def forced(of: Callable, platform: str) -> Callable:
+def forced(program_of: Callable, platform: str) -> Callable:
     """The same function, with that platform in place of the real one."""
 
-    def of_platform(module_context):
+    def of_platform(*args, **kwargs):
         global lowered
         lowered += 1
-        return of(module_context)._replace(platforms=(platform,))
+        return program_of(*args, **kwargs)._replace(platforms=(platform,))
 
     return of_platform
 

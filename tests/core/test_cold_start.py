@@ -1,5 +1,6 @@
 """From a cold start (running mean 0) the variance is right to 1e-5 at 1000 deviations, however the batch is split."""
 
+import os
 from functools import partial
 
 import jax
@@ -158,8 +159,10 @@ def test_plain_jit_has_one_collective_forward_and_one_backward(axis_type):
         forward = collectives(jax.jit(layer).lower(x).compile())
         both = jax.jit(jax.grad(partial(loss, layer=layer), argnums=(0, 1), has_aux=True))
         backward = collectives(both.lower(params, x).compile())
-    assert len(forward) == 1, forward
-    assert len(backward) == 2, backward
+    # On a TPU the running mean is the pivot; where it is far off, a second read with its own collective, in a branch.
+    branch = os.environ.get("JAXBN_TEST_PLATFORM") == "tpu"
+    assert len(forward) == 1 + branch, forward
+    assert len(backward) == 2 + branch, backward
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
