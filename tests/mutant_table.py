@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 VALUES = ("tests/core/test_values.py",)
 MASKS = ("tests/core/test_masks_broadcast.py",)
-COUNTS = ("tests/core/test_counts.py", "tests/core/test_averages.py")
+COUNTS = ("tests/core/test_counts.py",)
 COLD = ("tests/core/test_cold_start.py", "tests/core/test_accuracy.py")
 DTYPES = ("tests/core/test_dtypes.py",)
 DERIVATIVES = ("tests/core/test_derivatives.py",)
@@ -95,7 +95,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/state",
-        COUNTS + VALUES + DTYPES,
+        COUNTS + DTYPES,
         (
             "usable = (count > 0) & jnp.isfinite(mean) & jnp.isfinite(var)",
             "usable = jnp.isfinite(mean) & jnp.isfinite(var)",
@@ -163,7 +163,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/averages",
-        COUNTS,
+        (*COUNTS, "tests/core/test_averages.py"),
         ("jnp.expm1((count + 1) * rate)", "jnp.expm1((count + 2) * rate)"),
     ),
     *_in(

@@ -106,6 +106,18 @@ def test_microbatches_are_one_update():
     np.testing.assert_array_equal(stats["count"], [1, 1, 1])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("which", ["mean", "var"])
+def test_moments_of_which_one_is_not_finite_are_no_update(which, bad):
+    start = {"mean": jnp.float32([1, 2]), "var": jnp.float32([3, 4]), "count": jnp.int32([5, 5])}
+    moments = jaxbn.Moments(jnp.float32(8), jnp.float32([7, 7]), jnp.float32([7, 7]))
+    moments = moments._replace(**{which: jnp.float32([7, bad])})
+    new = jaxbn.update_batch_stats(start, moments, momentum=0.5)
+    np.testing.assert_array_equal(new["mean"], [4, 2])
+    np.testing.assert_array_equal(new["var"], [5, 4])
+    np.testing.assert_array_equal(new["count"], [6, 5])
+
+
 def test_a_count_of_another_shape_is_an_error():
     _, stats = jaxbn.init(3, use_count=True)
     with pytest.raises(ValueError, match=r"`batch_stats\['count'\]`"):

@@ -59,6 +59,13 @@ def test_odd_sizes_keep_five_digits_at_1000_deviations_in_any_order_of_the_rows(
     check_step(batch((rows, 3), 1000, order), stats=cold, momentum=0.0)
 
 
+@pytest.mark.parametrize("empty", ["no rows", "mask", "mask of one channel"])
+def test_an_empty_batch_has_gradients_of_0_where_epsilon_is_0(empty):
+    x = batch((0 if empty == "no rows" else 5, 3))
+    mask = {"no rows": None, "mask": np.zeros((5, 1), bool), "mask of one channel": np.arange(3) > 0}[empty]
+    check_step(x, mask=mask, epsilon=0.0)
+
+
 def test_no_rows_leave_the_statistics_alone():
     params, stats = jaxbn.init(3)
     y, new = jaxbn.batch_norm(params, stats, jnp.zeros((0, 3)), use_running_average=False)
