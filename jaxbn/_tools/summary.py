@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxbn._core import checks
 from jaxbn._core.types import Moments
-from jaxbn._models.find import Found, find_batch_norms, path_name
-from jaxbn._tools.collect import moments_by_path
+from jaxbn._models.find import Found, find_batch_norms
+from jaxbn._models.tree import moments_by_path, path_name
 from jaxbn._tools.optional import load
 
 DEAD_SCALE = 1e-3

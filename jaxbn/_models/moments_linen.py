@@ -1,0 +1,88 @@
+"""The moments of what enters the batch norms of a linen model, taken from outside as they are called.
+
+They leave the model in its collections, for only these pass through nn.scan, nn.vmap and nn.remat: in 'batch_moments'
+where a layer can write it, else beside the running statistics, which every stack hands on, in 'batch_stats'.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxbn._core.types import Moments
+from jaxbn._models import notes
+from jaxbn._models.linen_scopes import MOMENTS, hidden_from, why_hidden
+from jaxbn._models.tree import Path, moments_by_path, nodes
+from jaxbn._models.watch import Call
+from jaxbn._tools.accumulate import zeros_of_layer
+
+ENTERED = "moments_of_input"
+"""The name of the variable in 'batch_stats' where 'batch_moments' is out of reach."""
+
+
+def watch_layer(call: Call) -> Any:
+    """A watcher: notes the moments of what enters each batch norm of Flax and ours, and which other layers ran."""
+    from flax import linen as nn
+
+    from jaxbn.linen import BatchNorm
+
+    module, noted = call.layer, notes.current()
+    assert noted is not None
+    if call.method == "__call__" and call.owner in (BatchNorm, nn.BatchNorm) and not module.is_initializing():
+        evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
+        evaluated = module.use_running_average if evaluated is None else evaluated
+        noted.calls.append((call.path, bool(evaluated)))
+        # What jaxbn's module may write there itself is replaced: counted twice it would be wrong.
+        old = written(module)
+        y = call.run(*call.args, **call.kwargs)
+        x = call.args[0] if call.args else call.kwargs["x"]
+        new = notes.moments_of_input(module, x, call.kwargs.get("mask"))
+        hand_in(module, new, old, noted)
+        return y
+    y = call.run(*call.args, **call.kwargs)
+    if call.outermost and module.scope is not None:
+        for path in _places_of_statistics(module):
+            noted.lost.setdefault(
+                path,
+                f"the {call.owner.__name__} that keeps its statistics calls no batch norm of Flax or jaxbn that could "
+                "be watched; it can hand its moments in itself: jaxbn.report_moments(self, moments)",
+            )
+    return y
+
+
+def hand_in(module: Any, new: Moments, old: Moments | None, noted: notes.Notes) -> None:
+    """Writes the moments of `old` and `new` where they leave the model, or notes why they cannot."""
+    if hidden_from(module, MOMENTS) and hidden_from(module, "batch_stats"):
+        noted.lost[module.path] = why_hidden(module)
+        return
+    noted.reported.add(module.path)
+    if old is None:
+        old = zeros_of_layer(jnp.asarray(new.mean))
+    moments = notes.add(old, new)
+    if hidden_from(module, MOMENTS):
+        module.put_variable("batch_stats", ENTERED, moments)
+    else:
+        for name, value in moments._asdict().items():
+            module.put_variable(MOMENTS, name, value)
+
+
+def written(module: Any) -> Moments | None:
+    """The moments of the calls of this layer so far."""
+    if hidden_from(module, MOMENTS):
+        return module.get_variable("batch_stats", ENTERED)
+    fields = [module.get_variable(MOMENTS, name) for name in Moments._fields]
+    return None if fields[0] is None else Moments(*fields)
+
+
+def found_in(updates: Mapping[str, Any]) -> dict[Path, Moments]:
+    """The moments in the collections that `apply` returned."""
+    beside = nodes(updates.get("batch_stats", {}), lambda node: isinstance(node, Moments))
+    entered = {path[:-1]: moments for path, moments in beside.items() if path[-1:] == (ENTERED,)}
+    return entered | moments_by_path(updates.get(MOMENTS, {}))
+
+
+def _places_of_statistics(module: Any) -> list[Path]:
+    """Where the module itself, and no layer inside it, has used a running mean in this trace."""
+    used = {name for name, kinds in module.scope.reservations.items() if "batch_stats" in kinds}
+    places = [(*module.path, name) for name in used - {"mean", "var"}]
+    return [module.path, *places] if {"mean", "var"} <= used else places
