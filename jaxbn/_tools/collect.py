@@ -4,7 +4,6 @@ A functional forward returns them. Those of Flax's modules, and of ours, are tak
 it need not train for that, and where it normalizes groups of devices apart, the moments are still those of all.
 """
 
-import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.find import find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, moments_by_path, path_name, set_at
+from jaxbn._models.unbound_axes import with_axes_bound
 from jaxbn._models.watch import watch_linen
 from jaxbn._tools.accumulate import zeros_of_layer
 from jaxbn._tools.batches import as_arrays
@@ -96,34 +96,21 @@ class Collector:
 
     def _traced(self, state: Any, stats: list[BatchStats], batch: Any) -> tuple[list[Moments], Any]:
         given = dict(zip(self.stats, stats, strict=True))
+        paths: list[Path] = []
+
+        def collect():
+            self.notes.clear()
+            moments, new = self._collect(state, given, batch)
+            paths[:] = moments
+            return list(moments.values()), new
+
         with notes.taking(self.notes):
-            moments, state = self._with_axes_bound(state, given, batch)
+            values, state = with_axes_bound(collect)
+        moments = dict(zip(paths, values, strict=True))
         self._check(moments)
         self.calls = self.calls or list(self.notes.calls)
         zeros = {path: zeros_of_layer(s["mean"]) for path, s in given.items()}
         return [notes.add(z, moments[path]) if path in moments else z for path, z in zeros.items()], state
-
-    def _with_axes_bound(self, *args: Any) -> tuple[dict[Path, Moments], Any]:
-        """A model that names the devices of its training runs on one too: they are an axis of size 1 then."""
-        paths: list[Path] = []
-        names: list[str] = []
-
-        def collect():
-            moments, state = self._collect(*args)
-            paths[:] = moments
-            return list(moments.values()), state
-
-        while True:
-            self.notes.clear()
-            try:
-                moments, state = _under_axes(names, collect)
-            except Exception as error:
-                name = _unbound_name(error)
-                if name is None or name in names:
-                    raise
-                names.append(name)
-            else:
-                return dict(zip(paths, moments, strict=True)), state
 
     def _check(self, moments: dict[Path, Moments]) -> None:
         lost = {path: why for path, why in self.notes.lost.items() if path in self.stats and path not in moments}
@@ -148,20 +135,6 @@ class Collector:
                     f"{path_name(path)}, got {list(jnp.shape(m.mean))}. Do 'batch_moments' and 'batch_stats' have the "
                     "same entry in `variable_axes` of the stack that it is in?"
                 )
-
-
-def _unbound_name(error: BaseException | None) -> str | None:
-    while error is not None and not isinstance(error, NameError):
-        error = error.__cause__ or error.__context__
-    found = re.fullmatch(r"unbound axis name: (\S+)", str(error))
-    return found and found[1]
-
-
-def _under_axes(names: list[str], f: Callable[[], Any]) -> Any:
-    if not names:
-        return f()
-    *outer, name = names
-    return jax.tree.map(lambda v: v[0], jax.vmap(lambda _: _under_axes(outer, f), axis_name=name)(jnp.zeros(1)))
 
 
 def _from_variables(forward: Forward, paths: list[Path]):
