@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxbn._core.types import Moments
 from jaxbn._models import notes
 from jaxbn._models.linen_scopes import MOMENTS, hidden_from, why_hidden
-from jaxbn._models.tree import Path, moments_by_path, nodes
+from jaxbn._models.tree import Path, moments_by_path, nodes, path_name
 from jaxbn._models.watch import Call
 from jaxbn._tools.accumulate import zeros_of_layer
 
@@ -32,6 +32,8 @@ def watch_layer(call: Call) -> Any:
         evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
         evaluated = module.use_running_average if evaluated is None else evaluated
         noted.calls.append((call.path, bool(evaluated)))
+        if not evaluated and not can_report(module):  # what follows would fail, and say less
+            raise ValueError(f"The batch norm {path_name(call.path)} cannot train here, got {why_hidden(module)}.")
         # What jaxbn's module may write there itself is replaced: counted twice it would be wrong.
         old = written(module)
         y = call.run(*call.args, **call.kwargs)
@@ -50,9 +52,14 @@ def watch_layer(call: Call) -> Any:
     return y
 
 
+def can_report(module: Any) -> bool:
+    """Whether the module can write one of the collections in which moments leave the model."""
+    return not (hidden_from(module, MOMENTS) and hidden_from(module, "batch_stats"))
+
+
 def hand_in(module: Any, new: Moments, old: Moments | None, noted: notes.Notes) -> None:
     """Writes the moments of `old` and `new` where they leave the model, or notes why they cannot."""
-    if hidden_from(module, MOMENTS) and hidden_from(module, "batch_stats"):
+    if not can_report(module):
         noted.lost[module.path] = why_hidden(module)
         return
     noted.reported.add(module.path)

@@ -35,5 +35,5 @@ def _unbound_name(error: BaseException | None) -> str | None:
     """The name of which the error, or what it was raised from, says that it is not bound."""
     while error is not None and not isinstance(error, NameError):
         error = error.__cause__ or error.__context__
-    found = re.fullmatch(r"unbound axis name: (\S+)", str(error))
+    found = re.search(r"unbound axis name: (.+?)(\. |$)", str(error))
     return found and found[1]

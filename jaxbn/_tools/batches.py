@@ -20,8 +20,7 @@ def _as_array(keys, leaf: Any) -> Any:
     if isinstance(leaf, jax.Array | int | float | complex) or hasattr(leaf, "__jax_array__"):
         return leaf
     if isinstance(leaf, Mapping):  # one that JAX does not know, as a tokenizer returns it
-        return {k: jax.tree_util.tree_map_with_path(lambda inner, v: _as_array((*keys, *inner), v), v)
-                for k, v in leaf.items()}  # fmt: skip
+        return jax.tree_util.tree_map_with_path(lambda inner, v: _as_array((*keys, *inner), v), dict(leaf))
     for method in ("detach", "cpu"):  # of torch: out of the graph of its gradients, and off its device
         leaf = getattr(leaf, method, lambda leaf=leaf: leaf)()
     array = leaf if isinstance(leaf, np.ndarray | np.generic) else _converted(leaf)

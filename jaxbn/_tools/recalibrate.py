@@ -163,11 +163,21 @@ class _Tree:
 def _look_at_all(collector: Collector, batches: Iterable[Any]) -> list[_Seen]:
     """What each layer sees in all batches, of all processes."""
     group, tree, number, state = processes.Group(), _Tree(), 0, collector.start
+    structure = None
     try:
         for batch in batches:
             if not number:
                 state, collector.stats = group.own(batch, (state, collector.stats))
-            moments, state = collector(state, batch)
+                structure = jax.tree.structure(batch)
+            try:
+                moments, state = collector(state, batch)
+            except Exception as error:
+                if jax.tree.structure(batch) == structure:
+                    raise
+                raise ValueError(
+                    f"`forward` must take every batch: it failed on number {number}, counted from 0, of the structure "
+                    f"{jax.tree.structure(batch)}, where the first was {structure}. The statistics are as they were."
+                ) from error
             tree.add(_seen(moments))
             number += 1
     except Exception:
