@@ -199,8 +199,8 @@ def test_the_modules_of_linen_say_their_momentum():
         def __call__(self, x, train):
             x = jaxbn.linen.BatchNorm(not train, momentum=0.5, unbiased=True, name="first")(x)
             x = nn.Dropout(0.5, deterministic=not train)(x)
-            last = nn.remat(jaxbn.linen.BatchNorm)(momentum=jaxbn.debiased(0.9), axis_name="devices", name="last")
-            return last(x, not train)
+            last = nn.remat(jaxbn.linen.BatchNorm)
+            return last(not train, momentum=jaxbn.debiased(0.9), axis_name="devices", name="last")(x)
 
     model = Net()
     variables = model.init(jax.random.key(0), MICROBATCHES[0], False)
