@@ -15,6 +15,8 @@ import jaxbn.nnx
 
 _RANDOM = np.random.default_rng(0)
 BOTH = ("batch_moments", "batch_stats")
+STACKED = ("params", "batch_stats")
+"""the entries of `variable_axes` that training needs, and no others"""
 
 
 class Network(NamedTuple):
@@ -83,11 +85,12 @@ def critics():
             return nn.Dense(1)(jaxbn.linen.BatchNorm(not train, name="second")(x))
 
     class Critics(nn.Module):
+        stacked: tuple[str, ...] = STACKED
+
         @nn.compact
         def __call__(self, observation, action, train):
-            ensemble = nn.vmap(
-                Critic, {"params": 0, "batch_stats": 0}, {"params": True}, in_axes=(None, None, None), axis_size=2
-            )
+            axes = dict.fromkeys(self.stacked, 0)
+            ensemble = nn.vmap(Critic, axes, {"params": True}, in_axes=(None, None, None), axis_size=2)
             return ensemble(name="ensemble")(observation, action, train)
 
     def entering(params, batch):
@@ -129,15 +132,20 @@ def scanned_blocks():
     """Blocks in nn.scan over nn.remat."""
 
     class Block(nn.Module):
+        train: bool
+
         @nn.compact
         def __call__(self, x, _):
-            return jnp.tanh(jaxbn.linen.BatchNorm(False, name="bn")(x)) + x, None
+            return jnp.tanh(jaxbn.linen.BatchNorm(not self.train, name="bn")(x)) + x, None
 
     class Blocks(nn.Module):
+        stacked: tuple[str, ...] = STACKED
+
         @nn.compact
-        def __call__(self, x):
-            blocks = nn.scan(nn.remat(Block), {"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=3)
-            return blocks(name="blocks")(x, None)[0]
+        def __call__(self, x, train):
+            axes = dict.fromkeys(self.stacked, 0)
+            blocks = nn.scan(nn.remat(Block), axes, split_rngs={"params": True}, length=3)
+            return blocks(train, name="blocks")(x, None)[0]
 
     def entering(params, x):
         x, inputs = np.float64(x), []
@@ -146,7 +154,7 @@ def scanned_blocks():
             x = np.tanh(normalized(x)) + x
         return {("blocks", "bn"): np.stack(inputs)}
 
-    return of_linen(Blocks(), [1 + draw(n, 3) for n in (8, 6)], entering)
+    return of_linen(Blocks(), [1 + draw(n, 3) for n in (8, 6)], entering, True)
 
 
 def nnx_with_dropout():

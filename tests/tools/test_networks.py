@@ -11,7 +11,7 @@ import jaxbn
 import jaxbn.nnx
 from jaxbn._models.find import find_batch_norms
 from jaxbn._tools.layer_options import layer_options
-from tests.networks import NETWORKS
+from tests.networks import BOTH, NETWORKS
 
 
 @pytest.fixture(scope="module", params=NETWORKS, ids=lambda name: name.replace(" ", "-"))
@@ -77,12 +77,12 @@ def test_accumulated(network):
         jaxbn.nnx.commit_moments(model)
         assert_statistics(statistics(model), expected(network))
         return
-    stats = network.model["batch_stats"]
+    stats, module = network.model["batch_stats"], network.module
+    if hasattr(module, "stacked"):  # a stack accumulates with an entry of its own
+        module = module.clone(stacked=(*module.stacked, "batch_moments"))
     given = {**network.model, "batch_moments": jaxbn.zero_moments(stats)}
-    if network.module is not None and type(network.module).__name__ in ("Critics", "Blocks"):
-        pytest.skip("a stack accumulates with an entry of its own in variable_axes, which these do not have")
     for batch in network.batches:
-        given["batch_moments"] = network.forward(given, batch)[1]["batch_moments"]
+        given |= module.apply(given, *jax.tree.leaves(batch), *network.call, mutable=BOTH)[1]
     options = layer_options(network.forward, network.model, network.batches[0])
     assert set(options["momentum"]) == {"/".join(path) for path in find_batch_norms(network.model)}
     new = jaxbn.commit_moments(stats, given["batch_moments"], momentum=dict.fromkeys(options["momentum"], 0.0))
@@ -105,13 +105,13 @@ def test_in_evaluation_a_second_pass_in_sequence_changes_nothing(network):
         model = copied(network.model)
         model.eval()
         forward = network.forward
-    elif network.call:
-        model, module = network.model, network.module
+    else:
+        model, module, call = network.model, network.module, network.call
+        mutable = BOTH if call else ["batch_moments"]  # by a flag, or by what may be written
 
         def forward(variables, batch):
-            return module.apply(variables, *jax.tree.leaves(batch), False, mutable=["batch_moments", "batch_stats"])
-    else:
-        pytest.skip("this one decides by itself")
+            return module.apply(variables, *jax.tree.leaves(batch), *[False for _ in call], mutable=mutable)
+
     settled = jaxbn.recalibrate(forward, model, network.batches, sequential=True)
     before = jax.tree.map(np.asarray, statistics(settled))
     again = statistics(jaxbn.recalibrate(forward, settled, network.batches))
