@@ -69,7 +69,7 @@ def _run(program: core.ClosedJaxpr, args: list[Any], step: str, outputs: list[Ou
 def _of_equation(eqn, inputs: list[Any], step: str, outputs: list[Output]) -> list[Any]:
     mark = _mark_of(eqn)
     if mark is not None:
-        outputs.append(Output(*mark, step, inputs[0]))
+        outputs.append(Output(mark[0], mark[1], step, inputs[0]))
         return inputs
     inside = _programs(eqn)
     marks = [mark for program in inside for mark in _marks_in(program.jaxpr)]
@@ -77,7 +77,7 @@ def _of_equation(eqn, inputs: list[Any], step: str, outputs: list[Output]) -> li
         return _run_scan(eqn, inputs, step, outputs)
     if marks and eqn.primitive.name in _INLINED and len(inside[0].jaxpr.invars) == len(inputs):
         return _run(inside[0], inputs, step, outputs)
-    outputs.extend(Output(*mark, step, None) for mark in marks)
+    outputs.extend(Output(mark[0], mark[1], step, None) for mark in marks)
     with eqn.ctx.manager:  # the options of JAX under which it was written
         result = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return list(result) if eqn.primitive.multiple_results else [result]

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxbn._core.types import Moments
+from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.linen_scopes import MOMENTS, hidden_from, why_hidden
-from jaxbn._models.tree import Path, moments_by_path, nodes, path_name
+from jaxbn._models.tree import Path, get_at, moments_by_path, nodes, path_name, set_at
 from jaxbn._models.watch import Call
-from jaxbn._tools.accumulate import zeros_of_layer
+from jaxbn._tools.accumulate import zero_moments, zeros_of_layer
 
 ENTERED = "moments_of_input"
 """The name of the variable in 'batch_stats' where 'batch_moments' is out of reach."""
@@ -85,7 +85,19 @@ def found_in(updates: Mapping[str, Any]) -> dict[Path, Moments]:
     """The moments in the collections that `apply` returned."""
     beside = nodes(updates.get("batch_stats", {}), lambda node: isinstance(node, Moments))
     entered = {path[:-1]: moments for path, moments in beside.items() if path[-1:] == (ENTERED,)}
-    return entered | moments_by_path(updates.get(MOMENTS, {}))
+    collected = moments_by_path(updates.get(MOMENTS, {}))
+    both = {path: notes.add(entered[path], collected[path]) for path in set(entered) & set(collected)}
+    return entered | collected | both
+
+
+def with_zeros(variables: Mapping[str, Any], stats: Mapping[Path, BatchStats]) -> dict[str, Any]:
+    """The variables with moments of no example in both collections: what is in the carry of a scan is there from the
+    start."""
+    given = {**variables, MOMENTS: zero_moments(variables["batch_stats"])}
+    for path, s in stats.items():
+        layer = {**get_at(variables["batch_stats"], path), ENTERED: zeros_of_layer(s["mean"])}
+        given = set_at(given, ("batch_stats", *path), layer)
+    return given
 
 
 def _places_of_statistics(module: Any) -> list[Path]:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.tree import Path
-from jaxbn._models.watch import Call, watch_nnx
+from jaxbn._models.watch import Call, modules_of, watch_nnx
 from jaxbn._tools.accumulate import zeros_of_layer
 from jaxbn.nnx import BatchNorm
 
@@ -30,7 +30,7 @@ def watched_copy(model: nnx.Module, stats: dict[Path, BatchStats]) -> nnx.Module
         return next((c for c in (BatchNorm, nnx.BatchNorm) if isinstance(module, c)), type(module))
 
     copy = watch_nnx(model, _watch_layer, base)
-    for path, module in nnx.iter_modules(copy):
+    for path, module in modules_of(copy).items():
         if path in stats:
             zeros = zeros_of_layer(stats[path]["mean"])._asdict()
             module._jaxbn_entered = nnx.data({name: Entered(zero) for name, zero in zeros.items()})
@@ -72,7 +72,7 @@ def moments_in(model: nnx.Module) -> dict[Path, Moments]:
     """What has entered the layers of a watched copy that were reached."""
     noted = notes.current()
     assert noted is not None
-    return {path: _entered(m) for path, m in nnx.iter_modules(model) if path in noted.reported}
+    return {path: _entered(m) for path, m in modules_of(model).items() if path in noted.reported}
 
 
 def with_stats(state: nnx.State, stats: dict[Path, BatchStats]) -> nnx.State:

@@ -67,13 +67,23 @@ def watch_nnx(model: Any, watch: Watcher, bases: Callable[[Path, Any], type | No
     from flax import nnx
 
     copy = nnx.clone(model)
+    if any(getattr(v, "ref", False) for _, v in nnx.iter_graph(copy) if isinstance(v, nnx.Variable)):
+        copy = nnx.with_vars(copy, ref=False)  # references belong to the model, and no jit returns them
     watched = _Watched(watch)
-    for path, module in list(nnx.iter_modules(copy)):
+    for path, module in modules_of(copy).items():
         base = bases(path, module)
-        if base is not None and callable(module):
+        if base is not None and hasattr(module, "__call__"):  # noqa: B004 (`callable` would narrow its type)
             module._jaxbn_watch = _Place(path, watched)
             object.__setattr__(module, "__class__", _watched_class(type(module), base))
     return copy
+
+
+def modules_of(model: Any) -> dict[Path, Any]:
+    """The modules of an nnx model by path, each once."""
+    from flax import nnx
+
+    modules: Any = nnx.iter_modules(model)
+    return dict(modules)
 
 
 class _Watched:

@@ -29,21 +29,24 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
     Args:
       forward: `forward(model, batch)`, the call of the model, run under `jax.jit`. It decides which statistics
         normalize (`use_running_average`), what is masked, and over which devices the batch is split.
-          - linen: `(y, {'batch_moments': ...})`, as `apply` with `mutable=['batch_moments']` returns it. A
-            `flax.linen.BatchNorm` in training needs `mutable=['batch_moments', 'batch_stats']`.
+          - linen: `(y, updates)`, as `apply` with `mutable=['batch_moments', 'batch_stats']` returns it. In evaluation
+            ['batch_moments'] is enough, unless a stack (nn.scan, nn.vmap) has no entry for it in `variable_axes`.
           - nnx: calls the model; what it returns is not used.
           - functional: `(y, moments)`, where `moments` is the tree of `batch_stats` with a `jaxbn.Moments` in the place
             of each layer's statistics.
       model: variables {'params': ..., 'batch_stats': ...}, or an nnx module. It stays as it is.
-      batch: a pytree of arrays.
+      batch: a pytree of arrays, or of what converts (torch tensors, data frames). In several processes with batches of
+        their own, this looks at the one it is given; `jaxbn.merge_moments` merges what they find.
 
     Returns:
-      The `Moments` of each batch norm by its path, with counts, means and variances [C]: those of all its calls where
-      there are several, of no example where `forward` does not reach it.
+      The `Moments` of each batch norm by its path, with counts, means and variances [C] (of stacked layers [L, C]):
+      those of all its calls where there are several, of no example where `forward` does not reach it.
 
     Raises:
-      ValueError: `forward` gives no moments, or gives some where the model has no batch norm.
-      TypeError: `model` is neither variables nor an nnx module.
+      ValueError: `forward` gives no moments, or gives some where the model has no batch norm; or a layer ran and could
+        not report its own: the message names it, and what is missing. A module that calls `jaxbn.batch_norm` itself
+        hands its moments in with `jaxbn.report_moments`.
+      TypeError: `model` is neither variables nor an nnx module, or `batch` is not of arrays.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn
@@ -62,7 +65,7 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
       >>> model = jaxbn.linen.BatchNorm(use_running_average=False)
       >>> variables = model.init(jax.random.key(0), jnp.ones((2, 1)))
       >>> def forward(variables, x):
-      ...     return model.apply(variables, x, mutable=["batch_moments"])
+      ...     return model.apply(variables, x, mutable=["batch_moments", "batch_stats"])
       >>> jaxbn.collect_moments(forward, variables, jnp.array([[1.0], [3.0]]))[()].mean.tolist()
       [2.0]
       >>> model = jaxbn.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
@@ -86,7 +89,7 @@ class Collector:
         if is_nnx(model):
             self._collect, self.start = _from_nnx(forward, model, self.stats)
         else:
-            self._collect, self.start = _from_variables(forward, list(self.stats)), model
+            self._collect, self.start = _from_variables(forward), model
         self._run = jax.jit(self._traced)
 
     def __call__(self, state: Any, batch: Any) -> tuple[list[Moments], Any]:
@@ -137,19 +140,25 @@ class Collector:
                 )
 
 
-def _from_variables(forward: Forward, paths: list[Path]):
+def _from_variables(forward: Forward):
     def collect(variables, stats, batch):
         given = {name: tree for name, tree in variables.items() if name != "batch_moments"}
         for path, s in stats.items():
             for name, value in s.items():
                 given = set_at(given, ("batch_stats", *path, name), value)
         if sys.modules.get("flax.linen") is None:
-            out = forward(given, batch)
-        else:
-            from jaxbn._models.moments_linen import watch_layer
+            return _moments_in(forward(given, batch)), None
+        from jaxbn._models.moments_linen import watch_layer, with_zeros
 
-            with watch_linen(watch_layer):
+        with watch_linen(watch_layer):
+            try:
                 out = forward(given, batch)
+            except TypeError:
+                noted = notes.current()
+                if noted is None or not noted.calls:
+                    raise
+                noted.clear()
+                out = forward(with_zeros(given, stats), batch)
         return _moments_in(out), None
 
     return collect

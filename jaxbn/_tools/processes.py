@@ -122,5 +122,5 @@ def _own(v: Any) -> Any:
         )
     v = v.addressable_data(0)
     if jnp.issubdtype(v.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(v)), impl=jax.random.key_impl(v))
+        return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(v))), impl=jax.random.key_impl(v))
     return np.asarray(v)

@@ -17,6 +17,7 @@ from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models.find import find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, path_name, set_at
 from jaxbn._tools import processes
+from jaxbn._tools.accumulate import as_complex_as
 from jaxbn._tools.collect import Collector, Forward
 from jaxbn._tools.optional import load
 
@@ -41,25 +42,38 @@ def recalibrate(
     ones; with `sequential=True` those are recalibrated before: each pass over the data settles at least one layer more,
     until a pass changes nothing. Then each layer has the exact statistics of what it will see in evaluation.
 
+    Several processes (`jax.distributed`) may each bring batches of their own, of any sizes and numbers: they are
+    merged, and each process gets the same. Batches that are arrays over all processes are looked at together.
+
     Args:
       forward: `forward(model, batch)`, run under `jax.jit`, as for `jaxbn.collect_moments`: with linen it returns what
-        `apply(..., mutable=['batch_moments'])` returns, with nnx it calls the model, and a functional one returns
-        `(y, moments)`.
+        `apply(..., mutable=['batch_moments', 'batch_stats'])` returns, with nnx it calls the model, and a functional
+        one returns `(y, moments)`. An axis name that is not bound here, for the model was trained on several devices,
+        is an axis of size 1.
       model: variables {'params': ..., 'batch_stats': ...}, or an nnx module.
-      batches: pytrees of arrays. Equal shapes share one compiled program.
+      batches: pytrees of arrays, or of what converts (torch tensors, data frames). Equal shapes share one compiled
+        program.
       sequential: read the batches again until nothing changes, at most once for each batch norm.
       unbiased: whether variances are divided by `count - 1`, PyTorch's convention.
-      progress: show a progress bar (needs rich).
+      progress: show a progress bar (needs rich), with a total where `len(batches)` is known.
 
     Returns:
-      New variables, or the nnx module itself, changed in place once everything has succeeded. A layer that `forward`
-      does not reach, or a channel without any example, keeps its statistics. Where statistics have a `count`, it
-      becomes the number of batches.
+      New variables, or the nnx module itself, changed in place once everything has succeeded. What is no running
+      statistic stays; the random numbers and other state of an nnx module go on from batch to batch meanwhile, as they
+      do in training. A layer that `forward` does not reach, or a channel without any example, keeps its statistics.
+      Where statistics have a `count`, it becomes the number of batches that had an example of the channel.
 
     Raises:
-      ValueError: there is no batch or no example; a channel is not finite; `batches` can be read only once and
-        `sequential` is set; or `forward` gives no moments. The model is unchanged.
-      TypeError: `model` is neither variables nor an nnx module.
+      ValueError: there is no batch or no example, or none in one of the processes; a channel is not finite; `batches`
+        can be read only once and `sequential` is set; `forward` gives no moments, or does not take a batch of another
+        structure than the first; or a layer ran and could not report its moments: the message names it, and the entry
+        that is missing. The model is unchanged.
+      TypeError: `model` is neither variables nor an nnx module, or a batch is not of arrays.
+      RuntimeError: another process failed.
+
+    Warns:
+      UserWarning: layers normalized with running statistics that recalibration moved, so that those of the layers
+        after them do not fit: `forward` evaluates, and `sequential` is not set.
 
     References:
       Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; Li et al. 2016, "Revisiting batch normalization
@@ -71,7 +85,7 @@ def recalibrate(
       >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])]
       >>> model = jaxbn.linen.BatchNorm()
       >>> def forward(variables, x):
-      ...     return model.apply(variables, x, use_running_average=False, mutable=["batch_moments"])
+      ...     return model.apply(variables, x, use_running_average=False, mutable=["batch_moments", "batch_stats"])
       >>> variables = model.init(jax.random.key(0), batches[0], use_running_average=False)
       >>> variables = jaxbn.recalibrate(forward, variables, batches)
       >>> variables["batch_stats"]["mean"].tolist()
@@ -202,8 +216,8 @@ def _set(stats: list[BatchStats], seen: list[_Seen], *, unbiased: bool) -> list[
 def _set_layer(batch_stats: BatchStats, seen: _Seen, unbiased: bool) -> BatchStats:
     """The statistics replaced by the moments, channel by channel, where these can be used."""
     moments = seen.moments
-    dtype = jnp.promote_types(batch_stats["mean"].dtype, moments.mean.dtype)
-    old = {"mean": jnp.asarray(batch_stats["mean"], dtype), "var": jnp.asarray(batch_stats["var"])}
+    old = {name: jnp.asarray(batch_stats[name]) for name in ("mean", "var")}
+    old["mean"] = as_complex_as(moments.mean, old["mean"])
     # Not from the old ones: a weight of 0 would keep a NaN.
     fresh = jax.tree.map(jnp.zeros_like, old)
     fresh = update_batch_stats(fresh, moments, momentum=0.0, unbiased=unbiased)

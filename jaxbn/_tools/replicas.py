@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxbn._core.merge import merge_stacked
 from jaxbn._core.types import Moments
@@ -77,7 +78,7 @@ def merge_batch_stats(
 
 
 def _check_counts(counts: jax.Array) -> None:
-    if isinstance(counts, jax.core.Tracer):
+    if isinstance(counts, Tracer):
         return
     values = np.asarray(counts)
     if values.dtype.kind not in "iuf" or not (np.all(values >= 0) and np.all(np.isfinite(values)) and values.any()):

@@ -175,3 +175,33 @@ def test_a_layer_that_nnx_modules_share_sees_what_enters_both():
     assert model.b is model.a
     expected = population([*CUT, *(5 * x for x in CUT)])
     assert_close({"a": {"mean": model.a.mean[...], "var": model.a.var[...]}}, {"a": expected})
+
+
+@pytest.mark.parametrize("moments", [(), ("batch_moments",)], ids=["without an entry", "with one"])
+def test_a_layer_in_the_carry_of_a_linen_scan_sees_what_enters_all_steps(moments):
+    class Repeated(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            def body(module, x, _):
+                jaxbn.linen.BatchNorm(False, name="bn")(x)
+                return 3 * x, None
+
+            carry = ["batch_stats", *moments]
+            scan = nn.scan(
+                body, variable_broadcast="params", variable_carry=carry, split_rngs={"params": False}, length=2
+            )
+            return scan(self, x, None)[0]
+
+    params, stats = jaxbn.init(3)
+    variables = {"params": {"bn": params}, "batch_stats": {"bn": stats}}
+    got = jaxbn.recalibrate(lambda v, x: Repeated().apply(v, x, mutable=BOTH), variables, CUT)
+    assert_close(got["batch_stats"], {"bn": population([*CUT, *(3 * x for x in CUT)])})
+
+
+def test_array_references_are_read_and_written():
+    with nnx.var_defaults(ref=True):
+        model = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    mean = model.mean
+    jaxbn.recalibrate(lambda model, x: model(x), model, CUT)
+    assert model.mean is mean
+    assert_close({"bn": {"mean": model.mean[...], "var": model.var[...]}}, {"bn": population(CUT)})
