@@ -53,14 +53,14 @@ def of_linen(module, batches, entering, *call):
     return Network(variables, forward, batches, lambda batch: entering(variables["params"], batch), module, call)
 
 
-def classifier():
+def classifier(axis_name=None):
     """Trains where its statistics may be written, as jax-resnet and its like decide."""
 
     class Classifier(nn.Module):
         @nn.compact
         def __call__(self, x):
             evaluate = not self.is_mutable_collection("batch_stats")
-            norm = lambda name: jaxbn.linen.BatchNorm(evaluate, momentum=0.9, name=name)  # noqa: E731
+            norm = lambda name: jaxbn.linen.BatchNorm(evaluate, momentum=0.9, axis_name=axis_name, name=name)  # noqa: E731
             x = nn.relu(norm("stem")(x))
             x = x + nn.relu(norm("block")(nn.Conv(3, (1, 1), use_bias=False, name="conv")(x)))
             return nn.Dense(2, name="head")(x.mean((1, 2)))
@@ -73,16 +73,16 @@ def classifier():
     return of_linen(Classifier(), [5 + draw(n, 4, 4, 3) for n in (2, 3)], entering)
 
 
-def critics():
+def critics(axis_name=None):
     """An ensemble of two critics of observations and actions, by nn.vmap with the entries that training needs."""
 
     class Critic(nn.Module):
         @nn.compact
         def __call__(self, observation, action, train):
             x = jnp.concatenate([observation, action], -1)
-            x = jaxbn.linen.BatchNorm(not train, name="first")(x)
+            x = jaxbn.linen.BatchNorm(not train, axis_name=axis_name, name="first")(x)
             x = nn.relu(nn.Dense(4, use_bias=False, name="hidden")(x))
-            return nn.Dense(1)(jaxbn.linen.BatchNorm(not train, name="second")(x))
+            return nn.Dense(1)(jaxbn.linen.BatchNorm(not train, axis_name=axis_name, name="second")(x))
 
     class Critics(nn.Module):
         stacked: tuple[str, ...] = STACKED
@@ -101,7 +101,7 @@ def critics():
     return of_linen(Critics(), [(3 + draw(n, 4), draw(n, 2)) for n in (8, 6)], entering, True)
 
 
-def speech():
+def speech(axis_name=None):
     """Padded batches through a subclass that makes the mask from paddings."""
 
     class PaddedNorm(jaxbn.linen.BatchNorm):
@@ -112,8 +112,10 @@ def speech():
     class Speech(nn.Module):
         @nn.compact
         def __call__(self, x, paddings, train):
-            x = nn.silu(PaddedNorm(name="first")(x, paddings, train))
-            return PaddedNorm(name="second")(nn.Dense(4, use_bias=False, name="dense")(x), paddings, train)
+            x = nn.silu(PaddedNorm(axis_name=axis_name, name="first")(x, paddings, train))
+            return PaddedNorm(axis_name=axis_name, name="second")(
+                nn.Dense(4, use_bias=False, name="dense")(x), paddings, train
+            )
 
     def entering(params, batch):
         x = np.float64(batch[0])[batch[1] == 0]
@@ -125,10 +127,10 @@ def speech():
         paddings = (np.arange(6) >= np.array(lengths)[:, None]).astype(np.float32)
         return np.where(paddings[:, :, None] == 1, np.float32(1e6), 2 + draw(len(lengths), 6, 3)), paddings
 
-    return of_linen(Speech(), [batch(6, 2, 4), batch(1, 5)], entering, True)
+    return of_linen(Speech(), [batch(6, 2, 4, 1), batch(1, 5)], entering, True)
 
 
-def scanned_blocks():
+def scanned_blocks(axis_name=None):
     """Blocks in nn.scan over nn.remat."""
 
     class Block(nn.Module):
@@ -136,7 +138,7 @@ def scanned_blocks():
 
         @nn.compact
         def __call__(self, x, _):
-            return jnp.tanh(jaxbn.linen.BatchNorm(not self.train, name="bn")(x)) + x, None
+            return jnp.tanh(jaxbn.linen.BatchNorm(not self.train, axis_name=axis_name, name="bn")(x)) + x, None
 
     class Blocks(nn.Module):
         stacked: tuple[str, ...] = STACKED
@@ -157,14 +159,14 @@ def scanned_blocks():
     return of_linen(Blocks(), [1 + draw(n, 3) for n in (8, 6)], entering, True)
 
 
-def nnx_with_dropout():
+def nnx_with_dropout(axis_name=None):
     """Dropout before a norm: another mask for each batch."""
 
     class Dropped(nnx.Module):
         def __init__(self):
-            self.first = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+            self.first = jaxbn.nnx.BatchNorm(3, axis_name=axis_name, rngs=nnx.Rngs(0))
             self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=1))
-            self.second = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+            self.second = jaxbn.nnx.BatchNorm(3, axis_name=axis_name, rngs=nnx.Rngs(0))
 
         def __call__(self, x):
             return self.second(self.drop(self.first(x)))
@@ -179,12 +181,12 @@ def nnx_with_dropout():
     return Network(Dropped(), lambda model, x: model(x), batches, entering)
 
 
-def nnx_stack():
+def nnx_stack(axis_name=None):
     """Layers made by nnx.vmap, called by nnx.scan over nnx.remat."""
 
     class Stack(nnx.Module):
         def __init__(self):
-            make = nnx.vmap(lambda rngs: jaxbn.nnx.BatchNorm(3, rngs=rngs), in_axes=0)
+            make = nnx.vmap(lambda rngs: jaxbn.nnx.BatchNorm(3, axis_name=axis_name, rngs=rngs), in_axes=0)
             self.bn = make(nnx.Rngs(0).split(2))
 
         def __call__(self, x):

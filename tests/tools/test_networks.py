@@ -3,12 +3,14 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import jaxbn
 import jaxbn.nnx
+import jaxbn.testing
 from jaxbn._models.find import find_batch_norms
 from jaxbn._tools.layer_options import layer_options
 from tests.networks import BOTH, NETWORKS
@@ -118,3 +120,22 @@ def test_in_evaluation_a_second_pass_in_sequence_changes_nothing(network):
     for path, stats in before.items():
         for name, value in stats.items():
             np.testing.assert_allclose(again[path][name], value, rtol=1e-5, atol=1e-5)
+
+
+def of_what_is_no_padding(y, x, paddings, train):
+    return jnp.where(paddings[:, :, None] == 0, jnp.sin(2 * y), 0).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "dropout" not in name])
+def test_with_an_axis_name_the_split_does_not_matter_and_without_one_the_first_norm_is_named(name):
+    def assert_invariant(axis_name):
+        network = NETWORKS[name](axis_name)
+        module, variables = (network.model, None) if network.module is None else (network.module, network.model)
+        inputs = jax.tree.leaves(network.batches[0])
+        loss = of_what_is_no_padding if name == "padded speech" else None
+        jaxbn.testing.assert_split_invariant(module, *inputs, *network.call, variables=variables, loss=loss)
+
+    assert_invariant("batch")
+    with pytest.raises(AssertionError, match=r"the output of .*(stem|first|bn)(, step 1)? is the first that changes"):
+        assert_invariant(None)
