@@ -9,12 +9,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxbn._core.merge import zeros_of_layer
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.linen_scopes import MOMENTS, hidden_from, why_hidden
 from jaxbn._models.tree import Path, get_at, moments_by_path, nodes, path_name, set_at
 from jaxbn._models.watch import Call
-from jaxbn._tools.accumulate import zero_moments, zeros_of_layer
+from jaxbn._tools.accumulate import zero_moments
 
 ENTERED = "moments_of_input"
 """The name of the variable in 'batch_stats' where 'batch_moments' is out of reach."""

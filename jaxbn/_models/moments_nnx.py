@@ -9,11 +9,11 @@ from typing import Any
 
 from flax import nnx
 
+from jaxbn._core.merge import zeros_of_layer
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.tree import Path
 from jaxbn._models.watch import Call, modules_of, watch_nnx
-from jaxbn._tools.accumulate import zeros_of_layer
 from jaxbn.nnx import BatchNorm
 
 

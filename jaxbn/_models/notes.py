@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbn._core.moments import batch_moments
+from jaxbn._core.batch_norm import batch_moments
+from jaxbn._core.merge import merge_into
 from jaxbn._core.types import Moments
 from jaxbn._models.tree import Path
-from jaxbn._tools.accumulate import merge_into
 
 
 class Notes:

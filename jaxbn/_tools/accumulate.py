@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbn._core.merge import accumulator, merge_moments, real_dtype
+from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.state import update_batch_stats
-from jaxbn._core.types import Moments, Momentum, promote
+from jaxbn._core.types import Moments, Momentum
 from jaxbn._models.tree import DROPPED, Path, is_batch_stats, is_moments, map_layers, moments_by_path, nodes, path_name
 
 
@@ -146,27 +147,6 @@ def _by_path(rule: Any, paths: list[Path], name: str) -> dict[Path, Any]:
             f"{list(rule)}: nothing for {silent}, nowhere {idle}."
         )
     return {path: rule[pattern] for path, pattern in chosen.items()}
-
-
-def zeros_of_layer(mean: jax.Array) -> Moments:
-    """The moments of no example, in the shape of a running mean [C], and of at least its precision and float32's."""
-    wide = accumulator(jnp.result_type(mean))
-    real = real_dtype(wide)
-    # Three arrays and not two: who donates them cannot donate one twice.
-    return Moments(*(jnp.zeros_like(mean, dtype) for dtype in (real, wide, real)))
-
-
-def merge_into(old: Moments, new: Moments) -> Moments:
-    """Moments of both, in the shapes and dtypes of `old`."""
-    old = old._replace(mean=as_complex_as(new.mean, old.mean))
-    wide = [promote(o.dtype, n.dtype) for o, n in zip(old, new, strict=True)]
-    merged = merge_moments(*(Moments(*(v.astype(d) for v, d in zip(m, wide, strict=True))) for m in (old, new)))
-    return Moments(*(jnp.broadcast_to(m, o.shape).astype(o.dtype) for m, o in zip(merged, old, strict=True)))
-
-
-def as_complex_as(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """A mean [C] that is complex where x is: Flax makes a real one and lets its first update change that."""
-    return mean.astype(promote(mean.dtype, jnp.complex64)) if jnp.iscomplexobj(x) else mean
 
 
 def check_tree(tree: object, name: str) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbn._core.merge import zeros_of_layer
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.find import find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, moments_by_path, path_name, set_at
 from jaxbn._models.unbound_axes import with_axes_bound
 from jaxbn._models.watch import watch_linen
-from jaxbn._tools.accumulate import zeros_of_layer
 from jaxbn._tools.batches import as_arrays
 
 Forward = Callable[[Any, Any], Any]

@@ -12,12 +12,12 @@ import numpy as np
 
 from jaxbn._core import checks
 from jaxbn._core.merge import merge_moments
+from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.state import update_batch_stats
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models.find import find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, path_name, set_at
 from jaxbn._tools import processes
-from jaxbn._tools.accumulate import as_complex_as
 from jaxbn._tools.collect import Collector, Forward
 from jaxbn._tools.optional import load
 

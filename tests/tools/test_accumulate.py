@@ -11,8 +11,8 @@ from jax import lax
 import jaxbn
 import jaxbn.linen
 import jaxbn.nnx
+from jaxbn._core.merge import merge_into
 from jaxbn._models import linen_scopes
-from jaxbn._tools.accumulate import merge_into
 from jaxbn._tools.layer_options import layer_options
 
 MOMENTUM = 0.9

@@ -8,9 +8,9 @@ from jax.core import Tracer
 
 from jaxbn._core import checks
 from jaxbn._core.axes import expand
-from jaxbn._core.merge import real_dtype
 from jaxbn._core.normalize import multiplier
-from jaxbn._core.types import BatchStats, Params, promote
+from jaxbn._core.numbers import promote, real_dtype
+from jaxbn._core.types import BatchStats, Params
 
 
 def fold_into_previous(
