@@ -118,8 +118,12 @@ def test_stacked_layers_with_a_count_each_are_committed_each_by_itself():
     stacked = jax.tree.map(lambda v: jnp.stack([v, v]), batch_stats)
     moments = jaxbn.zero_moments({"bn": stacked})
     moments["bn"] = {"count": moments["bn"]["count"].at[0].set(4.0), "mean": jnp.ones((2, 3)), "var": jnp.ones((2, 3))}
+    of_layers = {**stacked, "count": jnp.zeros(2, jnp.int32)}  # as older checkpoints have it
+    old = jaxbn.commit_moments({"bn": of_layers}, moments, momentum=None)["bn"]
+    np.testing.assert_array_equal(old["count"], [1, 0])
     new = jaxbn.commit_moments({"bn": stacked}, moments, momentum=None)["bn"]
-    np.testing.assert_array_equal(new["count"], [1, 0])
+    np.testing.assert_array_equal(old["mean"], new["mean"])
+    np.testing.assert_array_equal(new["count"], [[1, 1, 1], [0, 0, 0]])
     np.testing.assert_array_equal(new["mean"], [[1, 1, 1], [0, 0, 0]])
 
 
