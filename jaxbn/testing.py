@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn._core import checks
-from jaxbn._models.functions import as_function, name_of
+from jaxbn._models.functions import as_function
 from jaxbn._models.marks import Output, outputs_of_layers
+from jaxbn._models.tree import leaf_name
 
 DESCRIPTIONS = {
     "layers": "the output of {}",
@@ -81,7 +82,7 @@ def assert_split_invariant(
         return jax.tree.unflatten(treedef, [arrays.get(i, v) for i, v in enumerate(leaves)])
 
     network = as_function(model, variables, as_inputs(arrays), options)
-    paths = [name_of(path) for path, _ in jax.tree.leaves_with_path(inputs)]
+    paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(inputs)]
     differentiated = {i for i, v in arrays.items() if _has_gradient(v)}
     outputs: list[Output] = []
 
@@ -111,7 +112,7 @@ def assert_split_invariant(
         gradients, found = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)(
             network.params, {i: arrays[i] for i in differentiated}
         )
-        of_params = {name_of(path): v for path, v in jax.tree.leaves_with_path(gradients[0])}
+        of_params = {leaf_name(path): v for path, v in jax.tree.leaves_with_path(gradients[0])}
         of_inputs = {f"input {paths[i]}": v for i, v in gradients[1].items()}
         of_layers = jax.vmap(outputs_of_part, axis_name=axis_name)(split(arrays))
         return found | {"layers": of_layers, "gradients": of_params | of_inputs}
@@ -197,7 +198,7 @@ def _unseen(before: list[str], seen) -> str:
 
 
 def _by_name(tree) -> dict[str, np.ndarray]:
-    leaves = {name_of(path): np.asarray(v) for path, v in jax.tree.leaves_with_path(tree)}
-    if isinstance(tree, dict) and all(name in tree for name in leaves):
-        leaves = {name: leaves[name] for name in tree}  # in its order, where JAX would sort it
+    leaves = {leaf_name(path): np.asarray(v) for path, v in jax.tree.leaves_with_path(tree)}
+    if isinstance(tree, dict) and set(leaves) <= set(tree):
+        leaves = {name: leaves[name] for name in tree if name in leaves}  # in its order, where JAX would sort it
     return {k: v.astype(np.promote_types(v.dtype, np.float32)) for k, v in leaves.items()}

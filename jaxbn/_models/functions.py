@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxbn._models.marks import marked
-from jaxbn._models.tree import path_name
+from jaxbn._models.tree import leaf_name, path_name
 from jaxbn._models.watch import Call, watch_linen, watch_nnx
 from jaxbn._tools.optional import load
 
@@ -56,7 +56,7 @@ def _of_linen(linen, model, variables, inputs, options) -> Network:
         given = {"params": params, **variables}
         output, state = model.apply(given, *inputs, **options, mutable=linen.DenyList("params"))
         # The collection goes last: names start with that of the layer.
-        return output, {f"{name_of(p[1:])} ({name_of(p[:1])})": v for p, v in jax.tree.leaves_with_path(state)}
+        return output, {f"{leaf_name(p[1:])} ({leaf_name(p[:1])})": v for p, v in jax.tree.leaves_with_path(state)}
 
     def apply_marked(params, *inputs):
         with watch_linen(_marking(type(model).__name__)):
@@ -81,9 +81,3 @@ def _of_nnx(nnx, model, options) -> Network:
         lambda params, *inputs: applied(graphdef, params, inputs),
         lambda params, *inputs: applied(marked_graphdef, params, inputs),
     )
-
-
-def name_of(path) -> str:
-    """The path of a leaf of a tree, as 'Block_0/kernel'."""
-    keys = [getattr(k, "key", getattr(k, "idx", None)) for k in path]
-    return "/".join(str(k) for k in keys if k is not None)

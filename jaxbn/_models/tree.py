@@ -20,6 +20,11 @@ def plain_path(keys) -> Path:
     return tuple(next(getattr(k, a) for a in ("key", "idx", "name") if hasattr(k, a)) for k in keys)
 
 
+def leaf_name(keys) -> str:
+    """'Block_0/kernel', a key path of `jax.tree_util` without the attributes of the boxes around a leaf."""
+    return "/".join(str(k) for k in plain_path([k for k in keys if not hasattr(k, "name")]))
+
+
 def nodes(tree: Any, is_node: Callable[[Any], bool]) -> dict[Path, Any]:
     """Every outermost node of `tree` of which `is_node` is true, by its path, in the order of the tree."""
     found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node)[0]

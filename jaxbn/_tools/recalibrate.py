@@ -1,25 +1,22 @@
 """Recalibration ("precise BN"): the exact statistics of a data set for every batch norm of a model."""
 
-import functools
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbn._core import checks
-from jaxbn._core.merge import merge_moments
-from jaxbn._core.numbers import as_complex_as
-from jaxbn._core.state import update_batch_stats
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models.find import find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, path_name, set_at
 from jaxbn._tools import processes
 from jaxbn._tools.collect import Collector, Forward
 from jaxbn._tools.optional import load
+from jaxbn._tools.seen import Seen, look_at_all, with_seen
 
 
 def recalibrate(
@@ -114,13 +111,13 @@ def recalibrate(
     collector = Collector(forward, model)
     # Layers that nn.scan or nnx.scan stacks stand in one array, and are still one after the other.
     num_passes = sum(math.prod(s["mean"].shape[:-1]) for s in original.values()) if sequential else 1
-    merged: list[_Seen] = []
+    merged: list[Seen] = []
     for number in range(1, num_passes + 1):
         label = f"Recalibrating, pass {number} of at most {num_passes}" if sequential else "Recalibrating"
         shown = load("rich.progress", "progress=True").track(batches, label) if progress else batches
-        merged = _look_at_all(collector, shown)
+        merged = look_at_all(collector, shown)
         old = list(collector.stats.values())
-        new = jax.tree.map(processes.placed_as, old, _set(old, merged, unbiased=unbiased))
+        new = jax.tree.map(processes.placed_as, old, with_seen(old, merged, unbiased=unbiased))
         collector.stats = dict(zip(original, new, strict=True))
         if _equal(old, new):
             break
@@ -132,105 +129,6 @@ def recalibrate(
 
 NOTICEABLE = 0.1
 """deviations by which statistics may move before it is told"""
-
-
-class _Seen(NamedTuple):
-    """What a layer has seen."""
-
-    moments: Moments
-    """[C] each"""
-    batches: jax.Array
-    """[C] int32, how many batches had an example of the channel"""
-
-
-@jax.jit
-def _merge(a: list[_Seen], b: list[_Seen]) -> list[_Seen]:
-    return [_Seen(merge_moments(m.moments, n.moments), m.batches + n.batches) for m, n in zip(a, b, strict=True)]
-
-
-@jax.jit
-def _seen(moments: list[Moments]) -> list[_Seen]:
-    return [_Seen(m, (m.count > 0).astype(jnp.int32)) for m in moments]
-
-
-class _Tree:
-    """Merges pairs, and pairs of pairs: N of them cost log2(N) roundings and not N."""
-
-    def __init__(self):
-        self._pending: list[tuple[int, list[_Seen]]] = []
-
-    def add(self, seen: list[_Seen]) -> None:
-        size = 1
-        while self._pending and self._pending[-1][0] == size:
-            seen, size = _merge(self._pending.pop()[1], seen), 2 * size
-        self._pending.append((size, seen))
-
-    def total(self) -> list[_Seen] | None:
-        if not self._pending:
-            return None
-        *rest, (_, total) = self._pending
-        for _, seen in reversed(rest):
-            total = _merge(seen, total)
-        return total
-
-
-def _look_at_all(collector: Collector, batches: Iterable[Any]) -> list[_Seen]:
-    """What each layer sees in all batches, of all processes."""
-    group, tree, number, state = processes.Group(), _Tree(), 0, collector.start
-    structure = None
-    try:
-        for batch in batches:
-            if not number:
-                state, collector.stats = group.own(batch, (state, collector.stats))
-                structure = jax.tree.structure(batch)
-            try:
-                moments, state = collector(state, batch)
-            except Exception as error:
-                if jax.tree.structure(batch) == structure:
-                    raise
-                raise ValueError(
-                    f"`forward` must take every batch: it failed on number {number}, counted from 0, of the structure "
-                    f"{jax.tree.structure(batch)}, where the first was {structure}. The statistics are as they were."
-                ) from error
-            tree.add(_seen(moments))
-            number += 1
-    except Exception:
-        group.fail()
-        raise
-    total = group.merged(tree.total(), number, _merge)
-    if total is None:
-        raise ValueError("`batches` must hold at least one batch, got none. The statistics are as they were.")
-    if not any(np.any(seen.moments.count) for seen in total):
-        raise ValueError(
-            f"`batches` must bring at least one example to a batch norm, got none in {number} batches: everything is "
-            "masked, or `forward` does not call the model. The statistics are as they were."
-        )
-    return total
-
-
-@functools.partial(jax.jit, static_argnames="unbiased")
-def _set(stats: list[BatchStats], seen: list[_Seen], *, unbiased: bool) -> list[BatchStats]:
-    return [_set_layer(s, m, unbiased) for s, m in zip(stats, seen, strict=True)]
-
-
-def _set_layer(batch_stats: BatchStats, seen: _Seen, unbiased: bool) -> BatchStats:
-    """The statistics replaced by the moments, channel by channel, where these can be used."""
-    moments = seen.moments
-    old = {name: jnp.asarray(batch_stats[name]) for name in ("mean", "var")}
-    old["mean"] = as_complex_as(moments.mean, old["mean"])
-    # Not from the old ones: a weight of 0 would keep a NaN.
-    fresh = jax.tree.map(jnp.zeros_like, old)
-    fresh = update_batch_stats(fresh, moments, momentum=0.0, unbiased=unbiased)
-    usable = (moments.count > 0) & jnp.isfinite(moments.mean) & jnp.isfinite(moments.var)
-    new = {name: jnp.where(usable, fresh[name], old[name]) for name in old}
-    if "count" in batch_stats:
-        count = jnp.asarray(batch_stats["count"])
-        batches = jnp.where(usable, seen.batches, 0)
-        if count.shape != usable.shape:  # one for all channels of a layer
-            channels = tuple(range(count.ndim, usable.ndim))
-            usable, batches = usable.any(channels), batches.max(channels)
-        new["count"] = jnp.where(usable, batches.astype(count.dtype), count)
-    return new
 
 
 @jax.jit

@@ -150,8 +150,8 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: 
         if of_batch is not None:
             _check_moments(name, of_batch, layer)
         for index in np.ndindex(np.shape(layer.batch_stats["mean"])[:-1] if stacked else ()):
-            one = jax.tree.map(lambda v, i=index: np.asarray(v)[i[: np.ndim(v)]], (layer, of_batch))
-            rows.append(_row(name + "".join(f"[{i}]" for i in index), *one, epsilon))
+            one, of_one = jax.tree.map(lambda v, i=index: np.asarray(v)[i[: np.ndim(v)]], (layer, of_batch))
+            rows.append(_row(name + "".join(f"[{i}]" for i in index), one, of_one, epsilon))
     return rows
 
 

@@ -6,12 +6,12 @@ import pytest
 
 import jaxbn
 from jaxbn._core.types import Moments
-from jaxbn._tools.recalibrate import _Seen, _set_layer
+from jaxbn._tools.seen import Seen, _set_layer
 
 
 def seen(batches, counts):
     zeros = jnp.zeros((2, 3))
-    return _Seen(Moments(jnp.asarray(counts, jnp.float32), zeros, zeros + 1), jnp.asarray(batches, jnp.int32))
+    return Seen(Moments(jnp.asarray(counts, jnp.float32), zeros, zeros + 1), jnp.asarray(batches, jnp.int32))
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,13 @@ def test_progress_has_a_total_where_the_length_is_known(capsys):
     jaxbn.recalibrate(forward, variables, Loader(), progress=True)
     assert "100%" in capsys.readouterr().out
     jaxbn.recalibrate(forward, variables, iter(Loader()), progress=True)
+
+
+def test_statistics_in_half_precision_are_rounded_once():
+    params, stats = jaxbn.init(2)
+    half = {k: v.astype(jnp.bfloat16) for k, v in stats.items()}
+    x = 1000 + np.arange(10, dtype=np.float32).reshape(5, 2)
+    new = jaxbn.recalibrate(lambda v, x: (None, jaxbn.batch_moments(x)), {"params": params, "batch_stats": half}, [x])
+    assert new["batch_stats"]["mean"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(new["batch_stats"]["mean"], x.mean(0).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(new["batch_stats"]["var"], x.var(0).astype(jnp.bfloat16))
