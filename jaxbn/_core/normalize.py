@@ -17,7 +17,7 @@ from jaxbn._core.linear import linear
 from jaxbn._core.moments import counts, known_tangents
 from jaxbn._core.numbers import zero_unless
 from jaxbn._sync import mapped_axes as sync
-from jaxbn._xla.passes import elementwise, slope_point, sums
+from jaxbn._xla.passes import elementwise, in_memory, slope_point, sums
 
 SLOPE_AT_OUTPUT = (jax.nn.relu, jax.nn.leaky_relu)
 """Activations whose slope at their output is that at their input."""
@@ -177,13 +177,14 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
             def to_residual(arrays, vectors):
                 return _live(g(arrays, vectors), arrays[0].residual, arrays[0].mask).astype(inputs.residual.dtype)
 
-            dresidual = elementwise(to_residual, (inputs, dy), vectors)
+            dresidual = in_memory(elementwise(to_residual, (inputs, dy), vectors))
         if of_channels is not None:
             dk_dc = sums(
                 [lambda arrays, v: _centred(arrays[0], v) * g(arrays, v), g],
                 (inputs, dy),
                 vectors,
                 reduction_axes(affine.axes, ndim),
+                beside_a_result=dresidual is not None,
             )
             dk_dc = tuple(expand(v, affine.axes, ndim) for v in dk_dc)
         if dinputs.x is not None:
@@ -197,7 +198,7 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
 
             if dresidual is None:
                 dx = elementwise(to_x, (inputs, dy), vectors)
-            else:  # g stands in memory already
+            else:
                 dx = elementwise(from_residual, (inputs._replace(residual=None), dresidual), vectors)
         return dk_dc, Inputs(dx, None, None if dresidual is None else dresidual.astype(wide))
 

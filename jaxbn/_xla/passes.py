@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxbn._xla.program import Program, is_static, planned
@@ -29,8 +30,13 @@ def elementwise(f: Callable, arrays: Any, vectors: Any) -> jax.Array:
     return planned(f, plan)(arrays, vectors)
 
 
-def sums(fs: Sequence[Callable], arrays: Any, vectors: Any, over: tuple[int, ...]) -> list[jax.Array]:
-    """Each `f(arrays, vectors)` summed over axes: one read of each array."""
+def sums(
+    fs: Sequence[Callable], arrays: Any, vectors: Any, over: tuple[int, ...], *, beside_a_result: bool = False
+) -> list[jax.Array]:
+    """Each `f(arrays, vectors)` summed over axes: one read of each array.
+
+    `beside_a_result`: what is summed is also written, by `elementwise`, and both are best one pass.
+    """
 
     def meaning(arrays, vectors):
         return [f(arrays, vectors).sum(over) for f in fs]
@@ -46,14 +52,23 @@ def sums(fs: Sequence[Callable], arrays: Any, vectors: Any, over: tuple[int, ...
     def together(arrays, vectors):
         return meaning(arrays, lax.optimization_barrier(vectors))
 
+    def in_rows(v):
+        v = v.reshape(-1, v.shape[-1])
+        return jnp.pad(v, ((0, -v.shape[0] % blocks), (0, 0))) if v.shape[0] % blocks else v
+
     def in_blocks(arrays, vectors):
-        values = [f(arrays, lax.optimization_barrier(vectors)) for f in fs]
-        values = [v.reshape(blocks, -1, v.shape[-1]).sum(1) for v in values]
+        values = []
+        vectors = lax.optimization_barrier(vectors) if beside_a_result else vectors  # not the barrier of the result
+        for f in fs:
+            if beside_a_result or not values:  # one slope for two sums, but beside a result one for each
+                vectors = lax.optimization_barrier(vectors)
+            values.append(f(arrays, vectors))
+        values = [in_rows(v).reshape(blocks, -1, v.shape[-1]).sum(1) for v in values]
         # Without the barrier XLA merges the two levels again.
         return [v.sum(0) for v in lax.optimization_barrier(values)]
 
     shapes = {a.shape for a in jax.tree.leaves(arrays)}
-    blocks = num_blocks(shapes.pop(), over) if len(shapes) == 1 and is_static(*jax.tree.leaves(arrays)) else 1
+    blocks = num_blocks(shapes.pop(), over, of_warps=beside_a_result) if len(shapes) == 1 and is_static(*jax.tree.leaves(arrays)) else 1
 
     def plan(program: Program):
         if program.runs_on("cpu"):
@@ -66,23 +81,39 @@ def sums(fs: Sequence[Callable], arrays: Any, vectors: Any, over: tuple[int, ...
     return planned(meaning, plan)(arrays, vectors)
 
 
-def num_blocks(shape: tuple[int, ...], over: tuple[int, ...]) -> int:
+def num_blocks(shape: tuple[int, ...], over: tuple[int, ...], *, of_warps: bool = False) -> int:
     """In how many blocks of rows XLA:GPU sums an array, 1 where it should sum it in one go.
 
     In one go, wide and short arrays are summed by too few threads, and with a slope in front of the sum operands are
-    written to memory first. Two levels, the first of about 128 blocks of 8 to 64 rows, have neither.
+    written to memory first. Two levels, the first of about 128 blocks of 8 to 64 rows, have neither. `of_warps`: a
+    block of less than a warp of 32 rows becomes a loop instead of a reduction, which cannot write a second result on
+    its way; where the sums of larger blocks still keep a GPU busy, they are larger.
     """
     rows, examples = math.prod(shape[:-1]), shape[0] if shape else 0
     if over != tuple(range(len(shape) - 1)) or rows == 0:
         return 1
     # Whole examples in a block, or whole blocks in an example: an array that is split by examples stays split.
     candidates = [b for b in _divisors(rows) if examples % b == 0 or b % examples == 0]
-    return next(b for b in candidates if rows <= b * min(max(rows // 128, 8), 64))
+    blocks = next(b for b in candidates if rows <= b * min(max(rows // 128, 8), 64))
+    if blocks > 2 * rows // min(max(rows // 128, 8), 64):
+        blocks = -(-rows // min(max(rows // 128, 8), 64))
+        return blocks
+    larger = [b for b in candidates if rows // b >= 32 and b * shape[-1] >= 16384]
+    return max(larger) if of_warps and larger else blocks
 
 
 def _divisors(n: int) -> list[int]:
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return sorted({*small, *(n // d for d in small)})
+
+
+def in_memory(x: jax.Array) -> jax.Array:
+    """An array that is written anyway: who reads it shall not compute it again."""
+
+    def plan(program: Program):
+        return lax.optimization_barrier if program.runs_on("cpu", *GPU) else None
+
+    return planned(lambda x: x, plan)(x)
 
 
 def slope_point(z: jax.Array, y: jax.Array) -> jax.Array:
