@@ -4,7 +4,7 @@ The layers of a copy of the model keep them in a variable of their own, which go
 the running statistics do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from flax import nnx
@@ -86,16 +86,27 @@ def with_values(state: nnx.State, values: dict[Path, Any]) -> nnx.State:
     return nnx.from_flat_state(flat | {path: flat[path].replace(value) for path, value in values.items()})
 
 
-def gone_on(before: nnx.State, after: nnx.State, statistics: Sequence[Path]) -> nnx.State:
-    """The state with which the next batch is looked at: that after this one, but for statistics and moments."""
-    new = dict(nnx.to_flat_state(after))
-    kept = {
-        path: variable
-        for path, variable in nnx.to_flat_state(before)
-        if path not in new or isinstance(variable, Entered) or path[:-1] in statistics
-    }
-    flat = {path: new.get(path) for path, _ in nnx.to_flat_state(before)} | kept
-    return nnx.from_flat_state(flat)
+def changes(before: nnx.State, after: nnx.State, statistics: Collection[Path]) -> nnx.State:
+    """What goes on to the next batch: the state that `forward` has changed, but for statistics and moments.
+
+    The parameters are not among it: handed through `jit`, they would be copied for every batch.
+    """
+    old = dict(nnx.to_flat_state(before))
+    return nnx.from_flat_state(
+        {
+            path: variable
+            for path, variable in nnx.to_flat_state(after)
+            if path in old
+            and not isinstance(variable, Entered)
+            and path[:-1] not in statistics
+            and variable.get_value() is not old[path].get_value()
+        }
+    )
+
+
+def changed(state: nnx.State, new: nnx.State) -> nnx.State:
+    """The state with the variables of `new` in the place of its own."""
+    return nnx.from_flat_state(dict(nnx.to_flat_state(state)) | dict(nnx.to_flat_state(new)))
 
 
 def _entered(layer: Any) -> Moments:

@@ -86,16 +86,17 @@ class Collector:
         """of the latest trace"""
         self.calls: list[tuple[Path, bool]] = []
         """of batch norms in the first trace: path, and whether the running statistics normalized"""
-        if is_nnx(model):
-            self._collect, self.start = _from_nnx(forward, model, self.stats)
+        self._of_nnx = is_nnx(model)
+        if self._of_nnx:
+            self._collect, self.start, self._go_on = _from_nnx(forward, model, self.stats)
         else:
-            self._collect, self.start = _from_variables(forward), model
+            self._collect, self.start, self._go_on = _from_variables(forward), model, lambda state, _: state
         self._run = jax.jit(self._traced)
 
     def __call__(self, state: Any, batch: Any) -> tuple[list[Moments], Any]:
         """The moments of each layer, [C], and the next state, for the state before (`start` at first)."""
         moments, new = self._run(state, list(self.stats.values()), as_arrays(batch))
-        return moments, state if new is None else new
+        return moments, self._go_on(state, new)
 
     def _traced(self, state: Any, stats: list[BatchStats], batch: Any) -> tuple[list[Moments], Any]:
         given = dict(zip(self.stats, stats, strict=True))
@@ -122,6 +123,9 @@ class Collector:
                 f"Each batch norm that runs must report the moments of its batch, got none of {path_name(path)}: {why}."
             )
         places = f"the batch norms of the model, {', '.join(map(path_name, self.stats))}"
+        if not moments and self._of_nnx:
+            first = path_name(next(iter(self.stats)))
+            raise ValueError(f"`forward` must call a batch norm of the model, such as {first}, got no call of one.")
         if not moments:
             raise ValueError(
                 f"`forward` must return (y, moments) with the moments of {places}, got none. With linen it returns "
@@ -188,6 +192,6 @@ def _from_nnx(forward: Forward, model: Any, stats: dict[Path, BatchStats]):
         # A copy: without one the variables of `state` would be those that `forward` writes.
         model = nnx.merge(graphdef, moments_nnx.with_stats(state, stats), copy=True)
         forward(model, batch)
-        return moments_nnx.moments_in(model), moments_nnx.gone_on(state, nnx.state(model), list(stats))
+        return moments_nnx.moments_in(model), moments_nnx.changes(state, nnx.state(model), stats)
 
-    return collect, start
+    return collect, start, moments_nnx.changed
