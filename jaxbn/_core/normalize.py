@@ -90,7 +90,7 @@ def _slope(affine: Affine, inputs: Inputs, vectors: Vectors, dz: jax.Array, *, t
         return dz
     z = _pre_activation(inputs, vectors)
     if inputs.residual is not None and activation in SLOPE_AT_OUTPUT:
-        # In the dtype of y, as the residual's cotangent is anyway: one array for the cotangents of both and for the sums.
+        # In the dtype of y, as the residual's cotangent is anyway: one array for both and for the sums.
         z = slope_point(z.astype(affine.dtype), _output(affine, inputs, vectors))
         return jax.jvp(activation, (z,), (dz.astype(affine.dtype),))[1].astype(dz.dtype)
     if transposed and jnp.iscomplexobj(z):

@@ -27,7 +27,7 @@ def report_moments(module: Any, moments: Moments) -> bool:
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxbn
-      >>> from jaxbn._models.report import report_moments
+      >>> from jaxbn import report_moments
       >>> class Norm(nn.Module):
       ...     @nn.compact
       ...     def __call__(self, x, train):

@@ -32,7 +32,7 @@ def layer_options(forward: Callable[[Any, Any], Any], variables: Mapping[str, An
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbn
-      >>> from jaxbn._tools.layer_options import layer_options
+      >>> from jaxbn import layer_options
       >>> from flax import linen as nn
       >>> from jaxbn.linen import BatchNorm
       >>> model = nn.Sequential([BatchNorm(False, momentum=0.5), BatchNorm(False, unbiased=True)])
