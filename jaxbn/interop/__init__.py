@@ -13,7 +13,7 @@
 those of Keras.
 """
 
-from jaxbn.interop.files import load, save
+from jaxbn.interop.files import FileError, load, save
 from jaxbn.interop.layout import AfterFlatten, ConvTranspose, Depthwise
 from jaxbn.interop.options import KERAS, PYTORCH, from_torch_options, to_torch_options
 from jaxbn.interop.weights import from_keras, from_torch, to_keras, to_torch
@@ -24,6 +24,7 @@ __all__ = [
     "AfterFlatten",
     "ConvTranspose",
     "Depthwise",
+    "FileError",
     "from_keras",
     "from_torch",
     "from_torch_options",

@@ -1,10 +1,9 @@
 """The variables of a model one by one, with the names that another framework gives them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxbn._models.find import as_variables, is_nnx, plain_path
 from jaxbn.interop.layout import ConvTranspose, Framework, Layout
@@ -108,21 +107,3 @@ def _check_keys(slots: list[Slot], framework: Framework) -> None:
         if slot.key in owner:
             raise ValueError(f"{owner[slot.key]} and {slot.name} have one name in {framework.name}, {slot.key!r}.")
         owner[slot.key] = slot.name
-
-
-def as_array(key: str, value) -> np.ndarray:
-    """An array, a tensor or a Keras variable as a NumPy array.
-
-    Raises:
-      TypeError: it is none of them.
-    """
-    if hasattr(value, "detach"):  # a tensor of PyTorch, which is not imported for it
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    array = value if isinstance(value, Mapping | list | tuple | str | bytes) else np.asarray(value)
-    if not isinstance(array, np.ndarray) or array.dtype == object:
-        raise TypeError(
-            f"A checkpoint must map names to arrays or tensors, got {type(value).__name__} at {key!r}; the weights may "
-            "be one level deeper, as in checkpoint['state_dict']."
-        )
-    return array

@@ -5,15 +5,18 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbn.interop.arrays import as_array
 from jaxbn.interop.layout import Framework
-from jaxbn.interop.slots import Slot, as_array
+from jaxbn.interop.slots import Slot
 
 
 def take(framework: Framework, source, slots: list[Slot], build: Callable):
     """`build` of the values of `source`, where all of them fit."""
     if not isinstance(source, Mapping):
         raise TypeError(f"A checkpoint must map names to arrays or tensors, got {type(source).__name__}.")
-    arrays = {key: as_array(key, value) for key, value in source.items()}
+    arrays = {
+        key: as_array(key, value, "A checkpoint must map names to arrays or tensors") for key, value in source.items()
+    }
     values, problems = [], []
     for slot in slots:
         if _absent(framework, slot):
