@@ -15,12 +15,16 @@ those of Keras.
 
 from jaxbn.interop.files import FileError, load, save
 from jaxbn.interop.layout import AfterFlatten, ConvTranspose, Depthwise
+from jaxbn.interop.names import TIMM_MOBILENET_V2, TORCHVISION_MOBILENET_V2, TORCHVISION_RESNET
 from jaxbn.interop.options import KERAS, PYTORCH, from_torch_options, to_torch_options
-from jaxbn.interop.weights import from_keras, from_torch, to_keras, to_torch
+from jaxbn.interop.weights import from_keras, from_torch, match_names, to_keras, to_torch
 
 __all__ = [
     "KERAS",
     "PYTORCH",
+    "TIMM_MOBILENET_V2",
+    "TORCHVISION_MOBILENET_V2",
+    "TORCHVISION_RESNET",
     "AfterFlatten",
     "ConvTranspose",
     "Depthwise",
@@ -29,6 +33,7 @@ __all__ = [
     "from_torch",
     "from_torch_options",
     "load",
+    "match_names",
     "save",
     "to_keras",
     "to_torch",
