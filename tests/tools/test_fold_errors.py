@@ -76,7 +76,7 @@ def test_training_arguments_are_refused(variables):
 def test_weights_that_are_normalized_themselves_are_refused():
     model = nn.Sequential([nn.WeightNorm(nn.Dense(3)), nn.BatchNorm(use_running_average=True)])
     variables = filled(model.init(jax.random.key(0), X))
-    with pytest.raises(ValueError, match=r"Folding would change the outputs by .* Nothing was changed"):
+    with pytest.raises(ValueError, match="weights are computed from others"):
         jaxbn.fold(model, variables, X)
 
 
@@ -101,7 +101,7 @@ def test_a_layer_under_scan_is_refused():
     stack = nn.scan(Body, {"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=2)
     model = stack()
     variables = model.init(jax.random.key(0), X, None)
-    with pytest.raises(ValueError, match="norm: its variables are stacked"):
+    with pytest.raises(ValueError, match="norm: it stands inside a `scan`, where its variables may be stacked"):
         jaxbn.fold(model, variables, X, None)
 
 
