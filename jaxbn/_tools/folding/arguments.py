@@ -22,5 +22,13 @@ def split_arrays(args: tuple) -> tuple[list[Any], Callable[[list[Any]], tuple]]:
     return arrays, join
 
 
+def split_input(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, dict[str, Any]]:
+    """What a layer is called with: its input, the first argument or under the name that Flax gives it, and the rest."""
+    if args:
+        return args[0], args[1:], kwargs
+    name = next(name for name in ("x", "inputs") if name in kwargs)
+    return kwargs[name], (), {k: v for k, v in kwargs.items() if k != name}
+
+
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct) or (hasattr(leaf, "__array__") and not isinstance(leaf, np.bool_))

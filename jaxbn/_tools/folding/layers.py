@@ -48,7 +48,7 @@ def check_evaluation(calls: Iterable[Call]) -> None:
         )
 
 
-def describe_dense(path: str, module, x: jax.Array, *others) -> Call:
+def describe_dense(path: str, module, x: jax.Array, *others, **options) -> Call:
     """A dense layer."""
     return Call(path, False, None, _no_bias(module))
 

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxbn._tools.folding import flow, layers
 from jaxbn._tools.folding.affine import Weights
-from jaxbn._tools.folding.arguments import split_arrays
+from jaxbn._tools.folding.arguments import split_arrays, split_input
 from jaxbn._tools.folding.program import trace
 from jaxbn.linen import BatchNorm
 
@@ -75,8 +75,7 @@ def _mark(seen, call, args, kwargs, context):
     known, describe = next((row for row in LAYERS if isinstance(context.module, row[0])), (None, None))
     if known is None or describe is None or context.orig_method.func is not inspect.unwrap(known.__call__):
         return call(*args, **kwargs)
-    kwargs = dict(kwargs)
-    x, *rest = args or [kwargs.pop(k) for k in ("x", "inputs") if k in kwargs]
+    x, rest, kwargs = split_input(args, kwargs)
     about = describe("/".join(context.module.path), context.module, x, *rest, **kwargs)
     seen.append(about)
     return flow.marked(about, lambda x: call(x, *rest, **kwargs), x)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxbn._tools.folding import flow, layers
 from jaxbn._tools.folding.affine import Weights
-from jaxbn._tools.folding.arguments import split_arrays
+from jaxbn._tools.folding.arguments import split_arrays, split_input
 from jaxbn._tools.folding.program import trace
 from jaxbn.nnx import BatchNorm
 
@@ -86,7 +86,8 @@ def _mark_calls(path: str, module: nnx.Module) -> None:
     plain = type(module)
     known, describe = next(row for row in LAYERS if isinstance(module, row[0]))
 
-    def call(self, x, *rest, **kwargs):
+    def call(self, *args, **kwargs):
+        x, rest, kwargs = split_input(args, kwargs)
         described = describe(path, self, x, *rest, **kwargs)
         return flow.marked(described, lambda x: known.__call__(self, x, *rest, **kwargs), x)
 
