@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.core import FrozenDict
 from fold_models import filled
 
 import jaxbn
@@ -128,3 +129,73 @@ def test_what_is_no_model_is_refused():
         jaxbn.fold({}, X)
     with pytest.raises(TypeError, match="needs the variables of a linen model"):
         jaxbn.fold(nn.Dense(2))
+
+
+class Two(nn.Module):
+    """Two batch norms that fold."""
+
+    second_in_training: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(True, name="a")(nn.Dense(4, name="first")(x)))
+        y = nn.BatchNorm(not self.second_in_training, name="b")(nn.Dense(4, name="second")(x))
+        return [nn.Dense(3, name=n)(z) for z in [nn.BatchNorm(True, name="c")(nn.relu(y))] for n in ("left", "right")]
+
+
+def two():
+    return filled(jax.eval_shape(Two().init, jax.random.key(0), X))
+
+
+ALL = [("first", "a"), ("second", "b"), ("c", "left"), ("c", "right")]
+
+
+def test_a_layer_that_overflows_stays_and_the_rest_is_folded():
+    variables = two()
+    variables["batch_stats"]["a"]["var"] = variables["batch_stats"]["a"]["var"].at[1].set(jnp.nan)
+    pairs = jaxbn.foldable_pairs(Two(), variables, X)
+    assert pairs == ALL[1:]
+    assert "not finite in float32" in pairs.left["a"]
+    folded = jaxbn.fold(Two(), variables, X)
+    np.testing.assert_array_equal(folded["params"]["first"]["kernel"], variables["params"]["first"]["kernel"])
+    assert np.all(folded["params"]["b"]["scale"] == 1)
+    with pytest.raises(ValueError, match=r"not finite in float32.*nothing was changed"):
+        jaxbn.fold(Two(), variables, X, pairs=ALL[:1])
+
+
+def test_a_batch_norm_that_always_trains_stays_and_the_rest_is_folded():
+    model, variables = Two(second_in_training=True), two()
+    pairs = jaxbn.foldable_pairs(model, variables, X, mutable=["batch_stats"])
+    assert pairs == [ALL[0], *ALL[2:]]
+    assert "must be called with use_running_average=True, got False" in pairs.left["b"]
+
+
+def test_all_that_read_a_batch_norm_are_folded_or_none():
+    variables = two()
+    with pytest.raises(ValueError, match=r"the output of c is read by others than left too: \[\('c', 'right'\)\]"):
+        jaxbn.fold(Two(), variables, X, pairs=[("c", "left")])
+    folded = jaxbn.fold(Two(), variables, X, pairs=ALL[2:])
+    assert np.all(folded["params"]["c"]["scale"] == 1)
+    assert not np.any(folded["params"]["b"]["scale"] == 1)
+    for before, after in zip(Two().apply(variables, X), Two().apply(folded, X), strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_flags_are_as_they_are_and_tensors_are_arrays():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train, mode, options):
+            assert train is False
+            assert options["depth"] == 2
+            assert options["none"] is None
+            x = nn.BatchNorm(not train)(nn.Dense(3)(x))
+            return {"flat": x.reshape(len(x), -1), "deep": x}[mode]
+
+    options = {"depth": 2, "none": None, "name": "text"}
+    variables = filled(jax.eval_shape(lambda: Net().init(jax.random.key(0), X, False, "flat", options)))
+    right = jaxbn.fold(Net(), variables, X, False, "flat", options)
+    torch = pytest.importorskip("torch")
+    for x in [np.asarray(X), torch.from_numpy(np.array(X)), jax.ShapeDtypeStruct(X.shape, X.dtype)]:
+        folded = jaxbn.fold(Net(), FrozenDict(variables), x, False, "flat", options)
+        assert isinstance(folded, FrozenDict)
+        jax.tree.map(np.testing.assert_array_equal, folded.unfreeze(), right)

@@ -44,7 +44,11 @@ class LinenModel:
 
         def program(variables, arrays):
             with nn.intercept_methods(functools.partial(_mark, seen)):
-                return self._model.apply(variables, *self._join(arrays), **self._kwargs)
+                outputs = self._model.apply(variables, *self._join(arrays), **self._kwargs)
+            if self._kwargs.get("mutable") in (None, False):
+                return outputs
+            # Weights and statistics that are passed on are no use of them.
+            return outputs[0], {k: v for k, v in outputs[1].items() if k not in COLLECTIONS}
 
         try:
             found = flow.find(trace(program, self._variables, self._arrays))
