@@ -128,18 +128,14 @@ def _value(framework: Framework, slot: Slot, theirs: np.ndarray | None) -> tuple
 
 def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     """The value in another dtype; None where something finite or complex would be lost."""
-    inexact = jnp.issubdtype(dtype, jnp.inexact)
     if np.iscomplexobj(value) and not jnp.issubdtype(dtype, jnp.complexfloating):
         return None
-    if not inexact:
-        return (
-            np.clip(value, *(jnp.iinfo(dtype).min, jnp.iinfo(dtype).max)).astype(dtype)
-            if dtype.kind in "iu"
-            else value.astype(dtype)
-        )
+    if jnp.issubdtype(dtype, jnp.integer) and value.dtype != dtype:  # a count is never beyond its largest value
+        return np.clip(value.astype(np.int64), jnp.iinfo(dtype).min, jnp.iinfo(dtype).max).astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         new = value.astype(dtype)
-    return None if np.any(np.isfinite(value) & ~np.isfinite(new)) else new
+    is_inexact = jnp.issubdtype(dtype, jnp.inexact) and jnp.issubdtype(value.dtype, jnp.inexact)
+    return None if is_inexact and np.any(np.isfinite(value) & ~np.isfinite(new)) else new
 
 
 def _absent(framework: Framework, slot: Slot) -> bool:

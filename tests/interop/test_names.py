@@ -186,6 +186,17 @@ def test_what_the_dtype_of_the_model_cannot_hold_is_told():
         interop.from_torch({"fc.weight": np.ones((2, 1), np.complex64)}, model)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "float64", "int8", "int4"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_checkpoint_of_any_dtype_is_cast_to_the_model(tmp_path, dtype, suffix):
+    kernel = np.arange(-4, 4).reshape(2, 4).astype(jnp.dtype(dtype))
+    interop.save(tmp_path / f"a{suffix}", {"fc.weight": kernel})
+    model = {"params": {"fc": {"kernel": jnp.zeros((4, 2), jnp.float32)}}}
+    got = interop.from_torch(interop.load(tmp_path / f"a{suffix}"), model)["params"]["fc"]["kernel"]
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, np.arange(-4, 4).reshape(2, 4).T)
+
+
 # A transposed convolution with as many inputs as outputs.
 
 

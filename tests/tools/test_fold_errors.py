@@ -199,3 +199,10 @@ def test_flags_are_as_they_are_and_tensors_are_arrays():
         folded = jaxbn.fold(Net(), FrozenDict(variables), x, False, "flat", options)
         assert isinstance(folded, FrozenDict)
         jax.tree.map(np.testing.assert_array_equal, folded.unfreeze(), right)
+
+
+def test_nothing_is_moved_behind_the_back_of_a_transfer_guard():
+    variables, x = two(), X
+    with jax.transfer_guard("disallow"):
+        folded = jaxbn.fold(Two(), variables, x)
+    assert np.all(folded["params"]["a"]["scale"] == 1)

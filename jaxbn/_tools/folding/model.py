@@ -202,7 +202,7 @@ class _Plan:
             return None
         calls = tuple(self.flow.calls[path]._replace(path="") for path in (fold.norm, *fold.layers))
         norm, layers, is_finite = _fold_weights(norm, layers, calls, fold.backward)
-        if not is_finite:
+        if not jax.device_get(is_finite):
             return overflow(layers[0]["kernel"].dtype)
         self.weights.update({fold.norm: norm, **dict(zip(fold.layers, layers, strict=True))})
         return None
