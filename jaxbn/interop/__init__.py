@@ -14,6 +14,7 @@ those of Keras.
 """
 
 from jaxbn.interop.files import FileError, load, save
+from jaxbn.interop.found import find_layouts
 from jaxbn.interop.layout import AfterFlatten, ConvTranspose, Depthwise
 from jaxbn.interop.names import TIMM_MOBILENET_V2, TORCHVISION_MOBILENET_V2, TORCHVISION_RESNET
 from jaxbn.interop.options import KERAS, PYTORCH, from_torch_options, to_torch_options
@@ -29,6 +30,7 @@ __all__ = [
     "ConvTranspose",
     "Depthwise",
     "FileError",
+    "find_layouts",
     "from_keras",
     "from_torch",
     "from_torch_options",

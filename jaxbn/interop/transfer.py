@@ -101,7 +101,7 @@ def give(framework: Framework, model, names, prefix: str, layouts) -> dict[str, 
 
 _AMBIGUOUS = (
     "may be the kernel of a transposed convolution, which is read from its other end: name the layer in `layouts`, "
-    "{!r}: interop.ConvTranspose(), or None if it is a plain one"
+    "{!r}: interop.ConvTranspose(), or None if it is a plain one; interop.find_layouts(model, variables, x) does"
 )
 
 

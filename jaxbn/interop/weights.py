@@ -31,7 +31,7 @@ def from_torch(
       layouts: path of a layer -> `interop.ConvTranspose(transpose_kernel)`; or, for a dense layer behind a flattened
         image, `interop.AfterFlatten(height, width, channels)`; or None for neither. An nnx module shows its own
         transposed convolutions. Of variables, a kernel with as many inputs as outputs whose name or even window speaks
-        for a transposed convolution must be named here.
+        for a transposed convolution must be named here; `interop.find_layouts` finds all of them in the model.
 
     Returns:
       New variables or a new module, of the structure and dtypes of `model`. `num_batches_tracked` becomes the `count`

@@ -39,6 +39,8 @@ class Call(NamedTuple):
     num_out_axes: int = 1
     """the last axes of the kernel, which the bias has too"""
     groups: int = 1
+    kind: str = ""
+    """'batch norm', 'dense', 'convolution', 'transposed convolution'"""
 
 
 class Ends(NamedTuple):

@@ -28,6 +28,7 @@ def describe_batch_norm(
         obstacle,
         "its own activation or residual stands between" if after else None,
         epsilon=float(module.epsilon),
+        kind="batch norm",
     )
 
 
@@ -50,7 +51,7 @@ def check_evaluation(calls: Iterable[Call]) -> None:
 
 def describe_dense(path: str, module, x: jax.Array, *others, **options) -> Call:
     """A dense layer."""
-    return Call(path, False, None, _no_bias(module))
+    return Call(path, False, None, _no_bias(module), kind="dense")
 
 
 def describe_dense_general(path: str, module, x: jax.Array, *others, **options) -> Call:
@@ -62,7 +63,7 @@ def describe_dense_general(path: str, module, x: jax.Array, *others, **options) 
     obstacle = "it has other weights for each part of the batch" if batch else None
     after = None if x.ndim - 1 in axes else "it does not sum over the features of its input"
     in_axis = axes.index(x.ndim - 1) - len(axes) - num_out if after is None else -2
-    return Call(path, False, obstacle, after or _no_bias(module), in_axis=in_axis, num_out_axes=num_out)
+    return Call(path, False, obstacle, after or _no_bias(module), in_axis=in_axis, num_out_axes=num_out, kind="dense")
 
 
 def describe_einsum(path: str, module, x: jax.Array, einsum_str: str | None = None, *others, **options) -> Call:
@@ -89,13 +90,15 @@ def describe_conv(path: str, module, x: jax.Array, *others, **options) -> Call:
         obstacle = "it puts zeros between its inputs (input_dilation)"
     elif module.mask is not None:
         obstacle = "its kernel is masked"
-    return Call(path, False, None, obstacle or _no_bias(module), groups=module.feature_group_count)
+    obstacle = obstacle or _no_bias(module)
+    return Call(path, False, None, obstacle, groups=module.feature_group_count, kind="convolution")
 
 
 def describe_conv_transpose(path: str, module, x: jax.Array, *others, **options) -> Call:
     """A transposed convolution: it takes a batch norm from after it only."""
     obstacle = "a transposed convolution puts zeros around its input"
-    return Call(path, False, None, obstacle, out_axis=-2 if module.transpose_kernel else -1)
+    out_axis = -2 if module.transpose_kernel else -1
+    return Call(path, False, None, obstacle, out_axis=out_axis, kind="transposed convolution")
 
 
 def _pads_with_zeros(module, spatial: tuple[int, ...]) -> bool:

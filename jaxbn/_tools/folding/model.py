@@ -65,7 +65,7 @@ def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
       >>> bool(jnp.allclose(model.apply(folded, x), model.apply(variables, x), atol=1e-6))
       True
     """
-    side = _side(model, args, kwargs)
+    side = side_of(model, args, kwargs)
     plan = _Plan(side)
     if pairs is None:
         folds, left = plan.choose()
@@ -105,13 +105,13 @@ def foldable_pairs(model, *args, **kwargs) -> Pairs:
       >>> pairs.left
       {'layers/3': 'its input is made by `relu`, and its output is not read by layers alone'}
     """
-    folds, left = _Plan(_side(model, args, kwargs)).choose()
+    folds, left = _Plan(side_of(model, args, kwargs)).choose()
     pairs = Pairs(pair for fold in folds for pair in fold.pairs())
     pairs.left = left
     return pairs
 
 
-def _side(model, args, kwargs):
+def side_of(model, args, kwargs):
     """The front end of the model; Flax is imported here."""
     from flax import linen, nnx
 
