@@ -62,7 +62,7 @@ RUN = {
     "kernel returned": (returned_too("params", "dense", "kernel"), f"dense: its kernel {USED}"),
     "mean returned": (returned_too("batch_stats", "norm", "mean"), f"norm: its mean {USED}"),
     # What stands between bends, scales or mixes channels.
-    "relu": (lambda m, x: dense()(nn.relu(norm()(nn.relu(x)))), "its input is made by `relu`"),
+    "relu": (lambda m, x: dense()(nn.relu(norm()(nn.relu(x)))), "is made by `relu`, and its output goes to `relu`"),
     "max pool": (lambda m, x: norm()(nn.max_pool(conv()(x), (2, 2))), "its input is made by `reduce_window_max`"),
     "sum": (lambda m, x: dense()(norm()(x).sum((1, 2))), CHANGE),
     "twice": (lambda m, x: dense()(norm()(x) * 2.0), CHANGE),

@@ -5,7 +5,7 @@ is passed over (reshape, slices, means); whether a batch norm can cross it is fo
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -66,6 +66,8 @@ class Flow(NamedTuple):
     """path -> what made its input: the path of another call, or something else in words"""
     targets: dict[str, list[str]]
     """path -> the calls that read its output; empty where anything else does too"""
+    others: dict[str, str]
+    """path -> what else reads its output, or who does, in words"""
 
 
 def marked(call: Call, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -76,7 +78,7 @@ def marked(call: Call, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax
 
 def find(program: Program) -> Flow:
     """The calls in a program whose layers were called by `marked`."""
-    flow = Flow(program, {}, {}, {}, {})
+    flow = Flow(program, {}, {}, {}, {}, {})
     entered: dict[str, list[Equation]] = {}
     left: dict[str, list[Equation]] = {}
     for equation in program.equations:
@@ -104,7 +106,10 @@ def find(program: Program) -> Flow:
     for path, starts in entered.items():
         flow.source[path] = _source(program, starts[0].reads(), outgoing)
     for path, ends in flow.ends.items():
-        flow.targets[path] = list(dict.fromkeys(_targets(program, ends.exit, incoming) or ()))
+        found: list[str] = []
+        other = _targets(program, ends.exit, incoming, found)
+        flow.targets[path] = [] if other else list(dict.fromkeys(found))
+        flow.others[path] = other or ", ".join(flow.targets[path])
     return flow
 
 
@@ -130,20 +135,19 @@ def _source(program: Program, values: list[Value], outgoing: dict[Value, str]) -
     return "a constant"
 
 
-def _targets(program: Program, value: Value, incoming: dict[Value, str]) -> Iterable[str] | None:
-    """The calls that read the value, but for what is passed over; None where anything else does."""
+def _targets(program: Program, value: Value, incoming: dict[Value, str], found: list[str]) -> str | None:
+    """Finds the calls that read the value, but for what is passed over; and returns what else reads it, in words."""
     if value in program.outputs:
-        return None
-    paths = []
+        return "the end of the model"
     for i in program.readers.get(value, ()):
         equation = program.equations[i]
-        if equation.outputs[0] in incoming:
-            paths.append(incoming[equation.outputs[0]])
-        elif equation.primitive in PASSED and len(equation.outputs) == 1:
-            further = _targets(program, equation.outputs[0], incoming)
-            if further is None:
-                return None
-            paths += further
+        (output, *more), other = equation.outputs, None
+        if output in incoming:
+            found.append(incoming[output])
+        elif equation.primitive in PASSED and not more:
+            other = _targets(program, output, incoming, found)
         else:
-            return None
-    return paths
+            other = f"`{equation.label}`"
+        if other is not None:
+            return other
+    return None

@@ -103,7 +103,7 @@ def foldable_pairs(model, *args, **kwargs) -> Pairs:
       >>> pairs
       [('layers/0', 'layers/1')]
       >>> pairs.left
-      {'layers/3': 'its input is made by `relu`, and its output is not read by layers alone'}
+      {'layers/3': 'its input is made by `relu`, and its output goes to the end of the model'}
     """
     folds, left = _Plan(side_of(model, args, kwargs)).choose()
     pairs = Pairs(pair for fold in folds for pair in fold.pairs())
@@ -159,7 +159,7 @@ class _Plan:
     def _no_candidate(self, norm: str) -> str:
         source = self.flow.source[norm]
         made = f"{source}, a batch norm too" if source in self.flow.calls else source
-        return f"its input is made by {made}, and its output is not read by layers alone"
+        return f"its input is made by {made}, and its output goes to {self.flow.others.get(norm, 'others')}"
 
     def take(self, pairs: list[Pair]) -> None:
         """Folds these pairs.
