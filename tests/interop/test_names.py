@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import zoo_models
+import zoo_torch
 from flax import linen as nn
 from flax import nnx
 from zoo_models import NETWORKS, images
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 def zoo(request):
     model, table = NETWORKS[request.param]
     shapes = jax.eval_shape(model.init, jax.random.key(0), images(1))
-    theirs = zoo_models.make_torch(torch, request.param)
+    theirs = zoo_torch.make_torch(torch, request.param)
     return model, table, shapes, theirs
 
 
