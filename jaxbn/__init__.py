@@ -2,10 +2,8 @@
 
 from jaxbn import interop
 from jaxbn._core.averages import debiased
-from jaxbn._core.batch_norm import batch_norm, normalize_batch
+from jaxbn._core.batch_norm import batch_moments, batch_norm, normalize, normalize_batch
 from jaxbn._core.merge import merge_moments
-from jaxbn._core.moments import batch_moments
-from jaxbn._core.normalize import normalize
 from jaxbn._core.state import init, update_batch_stats
 from jaxbn._core.types import Moments
 from jaxbn._tools.accumulate import commit_moments, zero_moments

@@ -1,7 +1,5 @@
 """`jaxbn.linen.BatchNorm`: the drop-in for `flax.linen.BatchNorm`."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,11 +9,11 @@ from jax.nn import initializers
 
 from jaxbn._core import checks
 from jaxbn._core.axes import feature_axes, feature_shape
-from jaxbn._core.batch_norm import batch_norm, normalize_batch
-from jaxbn._core.merge import real_dtype
-from jaxbn._core.state import update_batch_stats
-from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum, promote
-from jaxbn._tools.accumulate import as_complex_as, merge_into, zeros_of_layer
+from jaxbn._core.batch_norm import step
+from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.numbers import as_complex_as, promote, real_dtype
+from jaxbn._core.options import fields_of
+from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
 
 
 class BatchNorm(nn.Module):
@@ -45,8 +43,8 @@ class BatchNorm(nn.Module):
       use_running_average: False in training, True in evaluation; here or in the call.
       axis: the feature axis or axes.
       momentum: weight of the old statistics, in [0, 1]; or `None` for the exact cumulative average, or a callable of
-        the number of updates, which 'batch_stats' then counts in `count` [] int32.
-      epsilon: added to the variance, > 0, in its unit.
+        the number of updates, which 'batch_stats' then counts in `count` [C] int32.
+      epsilon: added to the variance, >= 0, in its unit.
       dtype: of the result; where None that of the input, scale and bias, promoted (bfloat16 with float32 parameters
         gives float32, as in Flax).
       param_dtype: of scale and bias.
@@ -121,62 +119,50 @@ class BatchNorm(nn.Module):
           ValueError, TypeError: an argument breaks a rule of `jaxbn.batch_norm`, or `batch_stats` is missing.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        checks.check_static_bool(use_running_average, "use_running_average")
         x = checks.check_input(x)
-        axes = feature_axes(self.axis, x.ndim)
-        shape = feature_shape(x, axes)
-        initializing = self.is_initializing()
-        variables = self._batch_stats(shape, jnp.iscomplexobj(x))
+        variables = self._batch_stats(x)
         batch_stats = {name: variable.value for name, variable in variables.items()}
-        if not use_running_average:
-            batch_stats["mean"] = as_complex_as(x, batch_stats["mean"])
-        checks.check_vectors({name: batch_stats[name] for name in ("mean", "var")}, "batch_stats", x, axes)
-        params = {}
-        if self.use_scale:
-            params["scale"] = self.param("scale", self.scale_init, shape, self.param_dtype)
-        if self.use_bias:
-            params["bias"] = self.param("bias", self.bias_init, shape, self.param_dtype)
-        if not self.force_float32_reductions:
-            params = {name: value.astype(self.param_dtype) for name, value in params.items()}
+        batch_stats["mean"] = as_complex_as(x, batch_stats["mean"])
+        params = self._params(batch_stats["mean"].shape)
         with jax.numpy_dtype_promotion("standard"):
             dtype = canonicalize_dtype(x, *params.values(), dtype=self.dtype)
-        options: dict[str, Any] = {
-            "axis": self.axis,
-            "epsilon": self.epsilon,
-            "dtype": dtype,
-            "mask": mask,
-            "axis_name": None if initializing else self.axis_name,
-            "axis_index_groups": None if initializing else self.axis_index_groups,
-            "virtual_batch_size": None if initializing else self.virtual_batch_size,
-            "use_fast_variance": self.use_fast_variance,
-            "activation": self.activation,
-            "residual": residual,
-        }
-        if use_running_average:
-            return batch_norm(params, batch_stats, x, use_running_average=True, **options)[0]
-        y, moments = normalize_batch(params, batch_stats, x, **options)
-        if initializing:
-            return y
-        if self._accumulates():
-            zeros = zeros_of_layer(batch_stats["mean"])._asdict()
-            variables = {k: self.variable("batch_moments", k, lambda zero=v: zero) for k, v in zeros.items()}
-            new = merge_into(Moments(**{k: v.value for k, v in variables.items()}), moments)._asdict()
-        else:
-            new = update_batch_stats(batch_stats, moments, momentum=self.momentum, unbiased=self.unbiased)
-        for name, variable in variables.items():
-            variable.value = new[name]
+        options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual}
+        if self.is_initializing():  # nothing is mapped yet, and the statistics stay
+            options |= {"axis_name": None, "axis_index_groups": None, "virtual_batch_size": None}
+        moments = self._batch_moments(batch_stats["mean"]) if self._accumulates() and not use_running_average else {}
+        so_far = Moments(**{name: v.value for name, v in moments.items()}) if moments else None
+        y, so_far, batch_stats = step(
+            params, batch_stats, x, options, use_running_average=use_running_average, batch_moments=so_far
+        )
+        if not use_running_average and not self.is_initializing():
+            written = variables if so_far is None else moments
+            for name, value in (batch_stats if so_far is None else so_far._asdict()).items():
+                written[name].value = value
         return y
 
     @nn.nowrap
-    def _batch_stats(self, shape: tuple[int, ...], is_complex: bool) -> dict[str, nn.Variable]:
+    def _params(self, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        first = {"scale": (self.use_scale, self.scale_init), "bias": (self.use_bias, self.bias_init)}
+        params = {k: self.param(k, init, shape, self.param_dtype) for k, (used, init) in first.items() if used}
+        return params if self.force_float32_reductions else {k: v.astype(self.param_dtype) for k, v in params.items()}
+
+    @nn.nowrap
+    def _batch_moments(self, mean: jax.Array) -> dict[str, nn.Variable]:
+        """The variables 'count', 'mean' and 'var' of the microbatches so far."""
+        zeros = zeros_of_layer(mean)._asdict()
+        return {name: self.variable("batch_moments", name, lambda zero=zero: zero) for name, zero in zeros.items()}
+
+    @nn.nowrap
+    def _batch_stats(self, x: jax.Array) -> dict[str, nn.Variable]:
         """The variables 'mean', 'var' and, where the average needs it, 'count'; only initialization creates them."""
+        shape, is_complex = feature_shape(x, feature_axes(self.axis, x.ndim)), jnp.iscomplexobj(x)
         dtype = jnp.dtype(jnp.float32 if self.force_float32_reductions else self.param_dtype)
         first = {
             "mean": lambda: jnp.zeros(shape, promote(dtype, jnp.complex64) if is_complex else dtype),
             "var": lambda: jnp.ones(shape, real_dtype(dtype)),
         }
         if self.momentum is None or callable(self.momentum):
-            first["count"] = lambda: jnp.zeros((), jnp.int32)
+            first["count"] = lambda: jnp.zeros(shape, jnp.int32)
         if not self.is_initializing():
             missing = [name for name in first if not self.has_variable("batch_stats", name)]
             if missing:
@@ -190,5 +176,7 @@ class BatchNorm(nn.Module):
     @nn.nowrap
     def _accumulates(self) -> bool:
         """Whether this apply writes 'batch_moments' and not 'batch_stats'; `mutable=True` alone asks for the latter."""
+        if self.is_initializing():
+            return False
         given = self.has_variable("batch_moments", "count")
         return self.is_mutable_collection("batch_moments") and (given or not self.is_mutable_collection("batch_stats"))

@@ -11,11 +11,13 @@ from flax.nnx.nn import dtypes, initializers
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 
 from jaxbn._core import checks
-from jaxbn._core.batch_norm import batch_norm, normalize_batch
-from jaxbn._core.state import init, update_batch_stats
+from jaxbn._core.batch_norm import step
+from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.numbers import as_complex_as
+from jaxbn._core.options import fields_of
+from jaxbn._core.state import init
 from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
 from jaxbn._tools import accumulate
-from jaxbn._tools.accumulate import as_complex_as, merge_into, zeros_of_layer
 
 
 class BatchMoments(nnx.BatchStat):
@@ -47,8 +49,8 @@ class BatchNorm(nnx.BatchNorm):
       use_running_average: False in training, True in evaluation; the call's comes first.
       axis: the feature axis or axes.
       momentum: weight of the old statistics, in [0, 1]; or `None` for the exact cumulative average, or a callable of
-        the number of updates, which the module then counts in `count`, an `nnx.BatchStat` [] int32.
-      epsilon: added to the variance, > 0, in its unit.
+        the number of updates, which the module then counts in `count`, an `nnx.BatchStat` [C] int32.
+      epsilon: added to the variance, >= 0, in its unit.
       dtype: of the result; where None that of the input, statistics, scale and bias, promoted: at least float32.
       param_dtype: of scale and bias. Where it is complex the running mean is too.
       use_bias: whether there is a bias.
@@ -172,54 +174,38 @@ class BatchNorm(nnx.BatchNorm):
                 "No `use_running_average` argument was provided to BatchNorm: pass it to the constructor or to the "
                 "call, or set it with nnx.view(model, use_running_average=...)."
             )
-        checks.check_static_bool(use_running_average, "use_running_average")
         x = checks.check_input(x)
-        x, batch_stats, params, dtype = self._promote(x)
-        options: dict[str, Any] = {
-            "axis": self.axis,
-            "epsilon": self.epsilon,
-            "dtype": dtype,
-            "mask": mask,
-            "axis_name": self.axis_name,
-            "axis_index_groups": self.axis_index_groups,
-            "virtual_batch_size": self.virtual_batch_size,
-            "use_fast_variance": self.use_fast_variance,
-            "activation": self.activation,
-            "residual": residual,
-        }
-        if use_running_average:
-            return batch_norm(params, batch_stats, x, use_running_average=True, **options)[0]
-        batch_stats = self._batch_stats(x)
-        y, moments = normalize_batch(params, batch_stats, x, **options)
-        if self.batch_moments is None:
-            self._write(update_batch_stats(batch_stats, moments, momentum=self.momentum, unbiased=self.unbiased))
-        else:
-            for name, value in merge_into(_values(self.batch_moments), moments)._asdict().items():
-                _assign(self.batch_moments[name], value)
+        x, batch_stats, params, dtype = self._promote(x, use_running_average)
+        options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual}
+        so_far = None if self.batch_moments is None or use_running_average else _values(self.batch_moments)
+        y, so_far, batch_stats = step(
+            params, batch_stats, x, options, use_running_average=use_running_average, batch_moments=so_far
+        )
+        if not use_running_average:
+            for name, value in (batch_stats if so_far is None else so_far._asdict()).items():
+                _assign(getattr(self, name) if so_far is None else self.batch_moments[name], value)
         return y
 
-    def _promote(self, x: jax.Array):
-        """x, running statistics, parameters, and the dtype of the result."""
+    def _promote(self, x: jax.Array, use_running_average: bool):
+        """x, the running statistics, the parameters, and the dtype of the result."""
+        stats = self._batch_stats(x)
         mean, var = self.mean[...], self.var[...]
-        scale = None if self.scale is None else self.scale[...]
-        bias = None if self.bias is None else self.bias[...]
+        scale, bias = (None if v is None else v[...] for v in (self.scale, self.bias))
         inputs = (x, mean, var, scale, bias)
         if self.promote_dtype is not dtypes.promote_dtype:
             x, mean, var, scale, bias = self.promote_dtype(inputs, dtype=self.dtype)
             inputs = (x, scale, bias)
+            if use_running_average:
+                stats |= {"mean": as_complex_as(x, mean), "var": var}
         with jax.numpy_dtype_promotion("standard"):
             dtype = dtypes.canonicalize_dtype(*inputs, dtype=self.dtype)
         params = {name: value for name, value in (("scale", scale), ("bias", bias)) if value is not None}
-        return x, {"mean": mean, "var": var}, params, dtype
+        return x, stats, params, dtype
 
     def _batch_stats(self, x: jax.Array) -> dict[str, Any]:
         """The running statistics as they are kept, the mean complex where x is."""
-        batch_stats = {"mean": as_complex_as(x, self.mean[...]), "var": self.var[...]}
-        return batch_stats if self.count is None else batch_stats | {"count": self.count[...]}
-
-    def _write(self, batch_stats: dict[str, Any]) -> None:
-        for name, value in batch_stats.items():
-            _assign(getattr(self, name), value)
+        stats = {"mean": as_complex_as(x, self.mean[...]), "var": self.var[...]}
+        return stats if self.count is None else stats | {"count": self.count[...]}
 
 
 def _assign(variable: nnx.Variable, value: jax.Array) -> None:
@@ -281,9 +267,11 @@ def commit_moments(model: nnx.Module) -> None:
             )
         moments = _values(layer.batch_moments)
         batch_stats = layer._batch_stats(moments.mean)
-        layer._write(
-            accumulate.commit_moments(batch_stats, moments._asdict(), momentum=layer.momentum, unbiased=layer.unbiased)
+        new = accumulate.commit_moments(
+            batch_stats, moments._asdict(), momentum=layer.momentum, unbiased=layer.unbiased
         )
+        for name, value in new.items():
+            _assign(getattr(layer, name), value)
         layer.batch_moments = None
 
 

@@ -137,7 +137,7 @@ def data(case: Case) -> Data:
     out = jnp.dtype(case.options.get("dtype", dtype))
     dstats = {"mean": normal(rng, size, wide), "var": rng.normal(size=size).astype(stats["var"].dtype)}
     if "count" in stats:
-        dstats["count"] = np.zeros((), jax.dtypes.float0)
+        dstats["count"] = np.zeros(stats["count"].shape, jax.dtypes.float0)
     return Data(
         params,
         jax.tree.map(np.asarray, stats),

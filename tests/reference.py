@@ -101,7 +101,7 @@ def update(batch_stats, count, mean, var, *, momentum=0.99, unbiased=False):
         for name, value in (("mean", mean), ("var", var))
     }
     if "count" in batch_stats:
-        new["count"] = batch_stats["count"] + usable.any()
+        new["count"] = batch_stats["count"] + (usable if np.ndim(batch_stats["count"]) else usable.any())
     return new
 
 

@@ -1,52 +1,38 @@
-"""Batch norm: moments, normalization and the running statistics, put together."""
+"""The public functions: what they check, and one step of batch norm, put together."""
 
 import functools
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from jaxbn._core import checks
-from jaxbn._core.activations import check_activation
-from jaxbn._core.axes import expand_mask, feature_axes, is_split, reduction_axes
+from jaxbn._core.chunks import over_chunks
 from jaxbn._core.layer import one_batch
-from jaxbn._core.merge import Reduction, accumulator, merge_sums
-from jaxbn._core.normalize import Affine, normalize
-from jaxbn._core.state import update_batch_stats
-from jaxbn._core.types import (
-    Activation,
-    Axes,
-    AxisIndexGroups,
-    AxisName,
-    BatchStats,
-    Moments,
-    Momentum,
-    Params,
-    promote,
+from jaxbn._core.merge import merge_into
+from jaxbn._core.moments import shifted_moments
+from jaxbn._core.normalize import Inputs, apply_affine
+from jaxbn._core.numbers import promote, real_dtype
+from jaxbn._core.options import (
+    Arrays,
+    BatchOptions,
+    NormalizeOptions,
+    Options,
+    Static,
+    TrainOptions,
+    check,
+    check_affine,
+    check_batch,
+    takes,
 )
-from jaxbn._sync.mapped_axes import check_axis_name, check_groups
-from jaxbn._xla.program import program_fits
+from jaxbn._core.state import commit
+from jaxbn._core.types import BatchStats, Moments, Params
 
 
+@takes(Options)
 def batch_norm(
-    params: Params,
-    batch_stats: BatchStats,
-    x: jax.Array,
-    *,
-    use_running_average: bool,
-    axis: Axes = -1,
-    momentum: Momentum = 0.99,
-    epsilon: float = 1e-5,
-    dtype=None,
-    mask: jax.Array | None = None,
-    axis_name: AxisName | None = None,
-    axis_index_groups: AxisIndexGroups | None = None,
-    virtual_batch_size: int | None = None,
-    use_fast_variance: bool = True,
-    unbiased: bool = False,
-    activation: Activation | None = None,
-    residual: jax.Array | None = None,
+    params: Params, batch_stats: BatchStats, x: ArrayLike, *, use_running_average: bool, **options: Unpack[Options]
 ) -> tuple[jax.Array, BatchStats]:
     """Normalizes `x` with the statistics of the batch, or with the running ones, and returns it with the new state.
 
@@ -92,40 +78,13 @@ def batch_norm(
       >>> y.round(3).tolist(), batch_stats["mean"].round(3).tolist()
       ([[-1.0, 0.0], [1.0, 0.0]], [0.10000000149011612, 0.5])
     """
-    checks.check_static_bool(use_running_average, "use_running_average")
-    if use_running_average:
-        checks.check_batch_stats(batch_stats)
-        y = normalize(
-            params, x, batch_stats["mean"], batch_stats["var"],
-            axis=axis, epsilon=epsilon, dtype=dtype, activation=activation, residual=residual,
-        )  # fmt: skip
-        return y, batch_stats
-    checks.check_batch_stats(batch_stats)
-    checks.check_momentum(momentum, batch_stats)
-    y, moments = normalize_batch(
-        params, batch_stats, x,
-        axis=axis, epsilon=epsilon, dtype=dtype, mask=mask,
-        axis_name=axis_name, axis_index_groups=axis_index_groups, virtual_batch_size=virtual_batch_size,
-        use_fast_variance=use_fast_variance, activation=activation, residual=residual,
-    )  # fmt: skip
-    return y, update_batch_stats(batch_stats, moments, momentum=momentum, unbiased=unbiased)
+    y, _, batch_stats = step(params, batch_stats, x, options, use_running_average=use_running_average)
+    return y, batch_stats
 
 
+@takes(TrainOptions)
 def normalize_batch(
-    params: Params,
-    batch_stats: BatchStats,
-    x: jax.Array,
-    *,
-    axis: Axes = -1,
-    epsilon: float = 1e-5,
-    dtype=None,
-    mask: jax.Array | None = None,
-    axis_name: AxisName | None = None,
-    axis_index_groups: AxisIndexGroups | None = None,
-    virtual_batch_size: int | None = None,
-    use_fast_variance: bool = True,
-    activation: Activation | None = None,
-    residual: jax.Array | None = None,
+    params: Params, batch_stats: BatchStats, x: ArrayLike, **options: Unpack[TrainOptions]
 ) -> tuple[jax.Array, Moments]:
     """The training half of `batch_norm`, with the moments of the batch instead of the new state.
 
@@ -148,60 +107,131 @@ def normalize_batch(
       >>> moments.count.item(), moments.mean.item()
       (3.0, 3.0)
     """
-    x = checks.check_input(x)
-    axes = feature_axes(axis, x.ndim)
-    scale, bias = checks.check_params(params, x, axes)
-    checks.check_batch_stats(batch_stats, x, axes)
-    dtype = checks.check_output_dtype(dtype, x, scale, bias)
-    names = check_axis_name(axis_name)
-    reduction = Reduction(axes, names, check_groups(axis_index_groups, names), not use_fast_variance)
-    return _train(
-        scale,
-        bias,
-        batch_stats["mean"],
-        batch_stats["var"],
-        x,
-        checks.check_mask(mask, x),
-        checks.check_residual(residual, x, dtype),
-        reduction=reduction,
-        chunk=checks.check_virtual_batch_size(virtual_batch_size, names, x, axes),
-        epsilon=checks.check_epsilon(epsilon),
-        dtype=dtype,
-        activation=check_activation(activation, x, dtype),
-    )
+    static, arrays = check(params, batch_stats, x, options, training=True)
+    return _train(static, arrays)
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("reduction", "chunk", "epsilon", "dtype", "activation"))
-def _train(scale, bias, mean, var, x, mask, residual, *, reduction, chunk, epsilon, dtype, activation):
-    wide = promote(accumulator(x.dtype), dtype)
-    scale, bias = (None if v is None else v.astype(wide) for v in (scale, bias))
-    batch = functools.partial(one_batch, reduction, Affine(reduction.axes, epsilon, dtype, activation))
-    arrays = (scale, bias, mean, var, x, mask, residual)
-    if chunk is None:
-        y, pivot, moments = batch(*arrays)
-        return y, moments._replace(mean=pivot + moments.mean)
-    over_chunks = functools.partial(_over_chunks, batch, reduction_axes(reduction.axes, x.ndim)[0], chunk)
-    if is_split(x):
-        # Chunks may span devices, which a type with explicit sharding cannot say: leave it to the partitioner.
-        sharding = jax.typeof(x).sharding
-        over_chunks = jax.sharding.auto_axes(over_chunks, out_sharding=(sharding, NamedSharding(sharding.mesh, P())))
-    return over_chunks(*arrays)  # pyright: ignore[reportCallIssue]
+@takes(NormalizeOptions)
+def normalize(
+    params: Params, x: ArrayLike, mean: ArrayLike, var: ArrayLike, **options: Unpack[NormalizeOptions]
+) -> jax.Array:
+    """activation((x - mean) * scale / sqrt(var + epsilon) + bias + residual), in one pass over `x`.
+
+    Args:
+      params: {'scale': [C], 'bias': [C]}; a key that is absent is not used.
+      x: [..., C] float or complex.
+      mean: [C], in the unit of `x`.
+      var: [C] float, in its square.
+      axis: the feature axis or axes of `x`.
+      epsilon: added to the variance, > 0.
+      dtype: of the result; that of `x` where None.
+      activation: a name ('relu', 'silu', ...) or an elementwise callable.
+      residual: of the shape of `x` and the dtype of the result.
+
+    Returns:
+      [..., C], of the shape of `x`.
+
+    Raises:
+      ValueError, TypeError: an argument breaks one of the rules above.
+
+    References:
+      Ioffe & Szegedy 2015, "Batch normalization", algorithm 2, steps 10 and 11.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbn
+      >>> params, _ = jaxbn.init(1)
+      >>> jaxbn.normalize(params, jnp.array([[7.0]]), jnp.array([5.0]), jnp.array([4.0])).round(3).tolist()
+      [[1.0]]
+    """
+    reduction, x, _ = check_batch(x, {"axis": options.get("axis", -1)})
+    mean, var = checks.check_statistics(mean, var, x, reduction.axes)
+    affine, scale, bias, inputs = check_affine(params, x, (mean,), reduction.axes, options)
+    return _normalize(affine, scale, bias, mean, var, inputs)
 
 
-def _over_chunks(batch, axis: int, chunk: int, scale, bias, mean, var, x, mask, residual):
-    """Virtual batches: `batch` for each chunk by itself, and the moments of all of them."""
+@takes(BatchOptions)
+def batch_moments(x: ArrayLike, *, pivot: ArrayLike | None = None, **options: Unpack[BatchOptions]) -> Moments:
+    """Count, mean and variance of each channel of a batch, however it is split.
 
-    def split(v):
-        if v is None or v.shape[axis] == 1:
-            return v, None
-        return v.reshape(*v.shape[:axis], -1, chunk, *v.shape[axis + 1 :]), axis
+    Args:
+      x: [..., C] float or complex.
+      axis: the feature axis or axes.
+      mask: boolean (True counts) or non-negative weights, broadcasts to `x`; a constant for derivatives.
+      axis_name: mapped axis or axes that hold the rest of the batch.
+      axis_index_groups: a partition of the indices of that axis; each group is a batch of its own.
+      use_fast_variance: False reads `x` once more for its exact mean before the variance, for one collective more.
+      pivot: [C], a value near the mean (the running mean, say), used in a program over several devices, where one
+        from the data would cost a collective.
 
-    mask = None if mask is None else expand_mask(mask, x.ndim)
-    (chunks, a), (mask, b), (residual, c) = split(x), split(mask), split(residual)
-    over_batches = jax.vmap(batch, in_axes=(None, None, None, None, a, b, c), out_axes=(axis, 0, 0))
-    y, pivots, moments = over_batches(scale, bias, mean, var, chunks, mask, residual)
-    # About a common pivot, one sum merges them: one collective where the chunks lie on several devices.
-    common = jnp.where(program_fits(), pivots[0], mean.astype(pivots.dtype))
-    about_common = moments._replace(mean=(pivots - common[None]) + moments.mean)
-    merged = merge_sums(about_common, lambda sums: [s.sum(0) for s in sums])
-    return y.reshape(x.shape), merged._replace(mean=common + merged.mean)
+    Returns:
+      `Moments`: count [] (or [C], where the mask differs between channels), mean [C], var [C], at least float32.
+      Where there is no example all three are 0.
+
+    Raises:
+      ValueError, TypeError: an argument breaks one of the rules above.
+
+    References:
+      Ioffe & Szegedy 2015, "Batch normalization", algorithm 1; Chan, Golub & LeVeque 1983, "Algorithms for computing
+      the sample variance", for the shift.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbn
+      >>> moments = jaxbn.batch_moments(jnp.array([[1.0], [3.0], [9.0]]), mask=jnp.array([[True], [True], [False]]))
+      >>> moments.count.item(), moments.mean.tolist(), moments.var.tolist()
+      (2.0, [2.0], [1.0])
+    """
+    reduction, x, mask = check_batch(x, options)
+    if pivot is not None:
+        pivot = checks.check_vector("pivot", pivot, x, reduction.axes)
+    return _moments(reduction, x, mask, pivot)
+
+
+def step(
+    params, batch_stats, x, options: Options, *, use_running_average: bool, batch_moments: Moments | None = None
+) -> tuple[jax.Array, Moments | None, BatchStats]:
+    """One call of a layer: y, and its state after it, of the tree and the dtypes of the state before it.
+
+    In evaluation the state stays. In training the moments of the batch join `batch_moments`, those of the microbatches
+    so far, where there are some; otherwise they move `batch_stats`.
+    """
+    checks.check_static_bool(use_running_average, "use_running_average")
+    static, arrays = check(params, batch_stats, x, options, training=not use_running_average)
+    if use_running_average:
+        stats = arrays.batch_stats
+        y = _normalize(static.affine, arrays.scale, arrays.bias, stats["mean"], stats["var"], arrays.inputs)
+        return y, batch_moments, batch_stats
+    if batch_moments is not None:
+        y, moments = _train(static, arrays)
+        return y, merge_into(batch_moments, moments), batch_stats
+    y, batch_stats = _train_and_commit(static, arrays)
+    return y, None, batch_stats
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _train(static: Static, arrays: Arrays) -> tuple[jax.Array, Moments]:
+    batch = functools.partial(one_batch, static.reduction, static.affine)
+    vectors = arrays.scale, arrays.bias, arrays.batch_stats["mean"], arrays.batch_stats["var"]
+    if static.chunk is None:
+        y, pivot, moments = batch(*vectors, arrays.inputs)
+    else:
+        y, pivot, moments = over_chunks(batch, static.reduction.axes, static.chunk, vectors, arrays.inputs)
+    return y, moments._replace(mean=pivot + moments.mean)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _train_and_commit(static: Static, arrays: Arrays) -> tuple[jax.Array, BatchStats]:
+    y, moments = _train.__wrapped__(static, arrays)
+    momentum = static.momentum if arrays.momentum is None else arrays.momentum
+    return y, commit(arrays.batch_stats, moments, momentum, static.unbiased)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _normalize(affine, scale, bias, mean, var, inputs: Inputs) -> jax.Array:
+    wide = promote(inputs.x.dtype, jnp.float32, affine.dtype)
+    return apply_affine(affine, scale, bias, (mean.astype(wide),), var.astype(real_dtype(wide)), inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(reduction, x, mask, hint) -> Moments:
+    pivot, shifted = shifted_moments(reduction, x, mask, hint)
+    return shifted._replace(mean=pivot + shifted.mean)

@@ -1,6 +1,8 @@
 """Checks of what the user passes, made once at the public boundary: the rule, then what came."""
 
+import functools
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxbn._core.axes import feature_shape
+from jaxbn._core.numbers import accumulator, real_dtype
 
 
 def describe(x) -> str:
@@ -17,11 +20,28 @@ def describe(x) -> str:
     return f"{jnp.result_type(x).name}{list(jnp.shape(x))}"
 
 
+def check_array(value, name: str) -> jax.Array:
+    """An array, from whatever converts to one."""
+    if isinstance(value, jax.Array):
+        return value
+    if value is None or isinstance(value, str | bytes | Mapping) or callable(value):
+        raise TypeError(f"`{name}` must be an array, got {type(value).__name__}.")
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be an array, got {type(value).__name__} ({str(error)[:200]}).") from None
+
+
+def values_of(array: jax.Array) -> np.ndarray:
+    """The values as far as they are known here: none of a traced array, or of one that other processes hold too."""
+    if isinstance(array, Tracer) or not array.is_fully_addressable:
+        return np.zeros(0)
+    return np.asarray(jax.device_get(array))
+
+
 def check_input(x, name: str = "x") -> jax.Array:
     """`x` as an array, floating or complex, with at least one axis."""
-    if not isinstance(x, jax.Array | np.ndarray | np.generic | list | tuple | float | complex | int):
-        raise TypeError(f"`{name}` must be an array, got {type(x).__name__}.")
-    x = jnp.asarray(x)
+    x = check_array(x, name)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"`{name}` must be floating or complex, got {describe(x)}; x.astype(jnp.float32) converts it.")
     if x.ndim < 1:
@@ -34,8 +54,9 @@ def check_vectors(vectors: Mapping[str, Any], owner: str, x: jax.Array, axes: tu
     shape = feature_shape(x, axes)
     for name, value in vectors.items():
         if jnp.shape(value) != shape:
+            what = f"{owner}[{name!r}]" if owner else name
             raise ValueError(
-                f"`{owner}[{name!r}]` must have the feature shape of x, {list(shape)} (axis {axes} of {describe(x)}), "
+                f"`{what}` must have the feature shape of x, {list(shape)} (axis {axes} of {describe(x)}), "
                 f"got {describe(value)}."
             )
 
@@ -44,102 +65,189 @@ def check_params(params, x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array
     """scale and bias, None where absent."""
     if not isinstance(params, Mapping):
         raise TypeError(f"`params` must be a dict with 'scale' and 'bias' (or without), got {type(params).__name__}.")
-    unknown = sorted(set(params) - {"scale", "bias"})
+    unknown = sorted(map(str, set(params) - {"scale", "bias"}))
     if unknown:
         raise ValueError(f"`params` may hold 'scale' and 'bias' and nothing else, got {unknown}.")
-    given = {k: jnp.asarray(v) for k, v in params.items() if v is not None}
+    given = {k: check_array(v, f"params[{k!r}]") for k, v in params.items() if v is not None}
+    for k, v in given.items():
+        if not jnp.issubdtype(v.dtype, jnp.inexact):
+            raise TypeError(f"`params[{k!r}]` must be floating or complex, got {describe(v)}.")
     check_vectors(given, "params", x, axes)
     return given.get("scale"), given.get("bias")
 
 
-def check_batch_stats(batch_stats, x: jax.Array | None = None, axes: tuple[int, ...] = ()) -> None:
-    """batch_stats is a mapping with 'mean' and 'var', perhaps a 'count', of the right shapes."""
+def check_batch_stats(batch_stats, x: jax.Array | None = None, axes: tuple[int, ...] = ()) -> dict[str, jax.Array]:
+    """batch_stats as a dict of arrays: 'mean' and 'var', perhaps a 'count', of one shape, that of the features of x."""
     if not isinstance(batch_stats, Mapping):
         raise TypeError(f"`batch_stats` must be a dict with 'mean' and 'var', got {type(batch_stats).__name__}.")
     missing = sorted({"mean", "var"} - set(batch_stats))
-    unknown = sorted(set(batch_stats) - {"mean", "var", "count"})
+    unknown = sorted(map(str, set(batch_stats) - {"mean", "var", "count"}))
     if missing or unknown:
         raise ValueError(
             "`batch_stats` must hold 'mean' and 'var' (and 'count' where the average needs it), got "
-            f"{sorted(batch_stats)}: missing {missing}, unknown {unknown}."
+            f"{sorted(map(str, batch_stats))}: missing {missing}, unknown {unknown}."
         )
-    vectors = {k: batch_stats[k] for k in ("mean", "var")}
+    arrays = {k: check_array(v, f"batch_stats[{k!r}]") for k, v in batch_stats.items()}
+    mean, var = arrays["mean"], arrays["var"]
+    if not jnp.issubdtype(mean.dtype, jnp.inexact) or not jnp.issubdtype(var.dtype, jnp.floating):
+        raise TypeError(f"`batch_stats` must have a floating mean and var, got {describe(mean)} and {describe(var)}.")
     if x is not None:
-        check_vectors(vectors, "batch_stats", x, axes)
-        if jnp.iscomplexobj(x) and not jnp.iscomplexobj(batch_stats["mean"]):
+        check_vectors({"mean": mean, "var": var}, "batch_stats", x, axes)
+        if jnp.iscomplexobj(x) and not jnp.iscomplexobj(mean):
             raise TypeError(
-                f"`batch_stats['mean']` must be complex for a complex x ({describe(x)}), got "
-                f"{describe(batch_stats['mean'])}; jaxbn.init(..., param_dtype=jnp.complex64) makes it so."
+                f"`batch_stats['mean']` must be complex for a complex x ({describe(x)}), got {describe(mean)}; "
+                "jaxbn.init(..., param_dtype=jnp.complex64) makes it so."
             )
-    elif jnp.shape(vectors["mean"]) != jnp.shape(vectors["var"]):
+    elif mean.shape != var.shape:
         raise ValueError(
-            f"`batch_stats` must have mean and var of one shape, got {describe(vectors['mean'])} and "
-            f"{describe(vectors['var'])}."
+            f"`batch_stats` must have mean and var of one shape, got {describe(mean)} and {describe(var)}."
         )
-    if "count" in batch_stats and jnp.shape(batch_stats["count"]) != ():
-        raise ValueError(f"`batch_stats['count']` must be a scalar, got {describe(batch_stats['count'])}.")
+    count = arrays.get("count")
+    if count is not None and (count.shape not in ((), mean.shape) or not jnp.issubdtype(count.dtype, jnp.integer)):
+        raise ValueError(
+            f"`batch_stats['count']`, the updates of each channel, must be integers of shape {list(mean.shape)}, or []"
+            f" for all together, got {describe(count)}."
+        )
+    return arrays
+
+
+def warn_of_half_precision(batch_stats: Mapping[str, jax.Array]) -> None:
+    """Says which running statistics are too coarse to train."""
+    for name in ("mean", "var"):
+        if jnp.finfo(batch_stats[name].dtype).bits < 32:
+            warnings.warn(
+                f"`batch_stats[{name!r}]` is {describe(batch_stats[name])}: running statistics below float32 cannot "
+                "move by 1 % and stick far from their value. Keep them in float32, in a model cast as a whole too.",
+                stacklevel=4,
+            )
+
+
+def check_statistics(mean, var, x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """A mean and a variance [C] to normalize x with."""
+    arrays = {"mean": check_array(mean, "mean"), "var": check_array(var, "var")}
+    if not all(jnp.issubdtype(v.dtype, jnp.inexact) for v in arrays.values()) or jnp.iscomplexobj(arrays["var"]):
+        raise TypeError(
+            f"`mean` must be floating or complex and `var` floating, got {describe(mean)} and {describe(var)}."
+        )
+    check_vectors(arrays, "", x, axes)
+    return arrays["mean"], arrays["var"]
+
+
+def check_vector(name: str, vector, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """A floating vector [C] of that name."""
+    vector = check_array(vector, name)
+    if not jnp.issubdtype(vector.dtype, jnp.inexact):
+        raise TypeError(f"`{name}` must be floating, got {describe(vector)}.")
+    check_vectors({name: vector}, "", x, axes)
+    return vector
 
 
 def check_mask(mask, x: jax.Array) -> jax.Array | None:
     """The mask as an array that broadcasts to `x`: boolean, or real weights."""
     if mask is None:
         return None
-    mask = jnp.asarray(mask)
+    mask = check_array(mask, "mask")
     if jnp.iscomplexobj(mask):
         raise TypeError(f"`mask` must be boolean or real, non-negative weights, got {describe(mask)}.")
     trailing = x.shape[x.ndim - mask.ndim :] if mask.ndim <= x.ndim else None
-    if trailing is None or any(m not in (1, n) for m, n in zip(mask.shape, trailing, strict=True)):
+    if trailing is None or any(not (m == 1 or m == n) for m, n in zip(mask.shape, trailing, strict=True)):
         raise ValueError(f"`mask` must broadcast to x, {describe(x)}, got {describe(mask)}.")
-    return mask
+    if mask.dtype != bool and np.any(values_of(mask) < 0):
+        raise ValueError(f"`mask` must hold non-negative weights, got {describe(mask)} with some that are not.")
+    return mask if mask.dtype == bool else mask.astype(real_dtype(accumulator(x.dtype)))
 
 
-def check_moments(moments, batch_stats) -> None:
+def check_moments(moments, batch_stats):
     """Moments whose mean and var are those of `batch_stats`, channel by channel."""
     if not (isinstance(moments, tuple) and len(moments) == 3):
         raise TypeError(f"`moments` must be jaxbn.Moments(count, mean, var), got {type(moments).__name__}.")
     shape = jnp.shape(batch_stats["mean"])
-    count, mean, var = moments
-    if jnp.shape(mean) != shape or jnp.shape(var) != shape or jnp.shape(count) not in ((), shape):
+    names = ("count", "mean", "var")
+    count, mean, var = (check_array(v, f"moments.{name}") for name, v in zip(names, moments, strict=True))
+    if mean.shape != shape or var.shape != shape or count.shape not in ((), shape):
         raise ValueError(
             f"`moments` must have mean and var of shape {list(shape)}, as batch_stats, and a count of shape [] or "
             f"{list(shape)}, got {describe(count)}, {describe(mean)} and {describe(var)}."
         )
+    for name, value in (("count", count), ("var", var)):
+        if jnp.iscomplexobj(value):
+            raise TypeError(f"`moments.{name}` must be real, got {describe(value)}.")
+        if np.any(values_of(value) < 0):
+            raise ValueError(f"`moments.{name}` must not be negative, got {describe(value)} with values below 0.")
+    if not jnp.issubdtype(mean.dtype, jnp.inexact) or not jnp.issubdtype(var.dtype, jnp.floating):
+        raise TypeError(f"`moments` must have a floating mean and var, got {describe(mean)} and {describe(var)}.")
+    return type(moments)(count if jnp.issubdtype(count.dtype, jnp.floating) else count.astype(var.dtype), mean, var)
 
 
 def check_epsilon(epsilon) -> float:
-    """A positive number, static."""
-    if isinstance(epsilon, Tracer) or not isinstance(epsilon, float | int | np.generic | np.ndarray | jax.Array):
-        raise TypeError(f"`epsilon` must be a number known at trace time, got {epsilon!r}.")
-    epsilon = float(epsilon)
-    if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise ValueError(f"`epsilon` must be positive and finite, got {epsilon!r}.")
+    """A number, at least 0, static."""
+    epsilon = _number(epsilon, "epsilon")
+    if not (epsilon >= 0 and math.isfinite(epsilon)):
+        raise ValueError(f"`epsilon` must be finite and not negative, got {epsilon!r}.")
     return epsilon
 
 
-def check_momentum(momentum, batch_stats) -> None:
-    """None, a callable of the count, a traced scalar, or a number in [0, 1]."""
+def _number(value, name: str) -> float:
+    """A real number known at trace time."""
+    is_number = isinstance(value, float | int | np.generic | np.ndarray | jax.Array) and not isinstance(
+        value, bool | Tracer
+    )
+    if not is_number or jnp.iscomplexobj(value) or jnp.issubdtype(jnp.result_type(value), jnp.bool_):
+        raise TypeError(f"`{name}` must be a number known at trace time, got {value!r}.")
+    if np.shape(value) != ():
+        raise ValueError(f"`{name}` must be a scalar, got {describe(value)}.")
+    return float(value)
+
+
+def check_momentum(momentum, batch_stats):
+    """None, a callable of the count, an array [] (a traced one too), or a number in [0, 1]."""
     if momentum is None or callable(momentum):
         if "count" not in batch_stats:
             raise ValueError(
                 "`momentum` None or a callable of the count needs batch_stats['count']; "
-                "jaxbn.init(..., use_count=True) makes one."
+                f"jaxbn.init(..., use_count=True) makes one. Got {sorted(batch_stats)}."
             )
-        return
+        if momentum is not None:
+            _check_schedule(momentum)
+        return momentum
     if isinstance(momentum, Tracer):
         if momentum.shape != () or not jnp.issubdtype(momentum.dtype, jnp.floating):
             raise ValueError(f"`momentum` must be a floating scalar, got {describe(momentum)}.")
-        return
-    if isinstance(momentum, bool) or not isinstance(momentum, float | int | np.generic | np.ndarray | jax.Array):
+        return momentum
+    number = _number(momentum, "momentum") if not isinstance(momentum, str) else momentum
+    if isinstance(number, str):
         raise TypeError(f"`momentum` must be a number, None or a callable of the count, got {momentum!r}.")
-    if np.shape(momentum) != ():
-        raise ValueError(f"`momentum` must be a scalar, got {describe(momentum)}.")
-    if not 0 <= float(momentum) <= 1:
-        raise ValueError(f"`momentum`, the weight of the old value, must be in [0, 1], got {float(momentum)!r}.")
+    if not 0 <= number <= 1:
+        raise ValueError(f"`momentum`, the weight of the old value, must be in [0, 1], got {number!r}.")
+    return momentum if isinstance(momentum, jax.Array) and jnp.issubdtype(momentum.dtype, jnp.floating) else number
+
+
+@functools.lru_cache(maxsize=64)
+def _check_schedule(momentum) -> None:
+    """A callable of a count [] int32 that gives a weight [] in [0, 1], as far as its first values tell."""
+    for count in (0, 1):
+        with jax.ensure_compile_time_eval():
+            try:
+                value = momentum(jnp.asarray(count, jnp.int32))
+            except Exception as error:
+                raise TypeError(
+                    f"`momentum` must be a callable of a count [] int32, got one that fails at {count}: {error!r}."
+                ) from error
+        rule = "`momentum`, the weight of the old value, must be in [0, 1], a number or a callable that gives one"
+        if not isinstance(value, float | int | np.generic | np.ndarray | jax.Array):
+            raise TypeError(f"{rule}, got {value!r} from {momentum!r} at a count of {count}.")
+        if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(f"{rule}, got {describe(value)} from {momentum!r} at a count of {count}.")
+        if not isinstance(value, Tracer) and not 0 <= float(value) <= 1:
+            raise ValueError(f"{rule}, got {float(value)!r} from {momentum!r} at a count of {count}.")
 
 
 def check_output_dtype(dtype, *inputs) -> jnp.dtype:
     """The dtype of y: that of x unless `dtype` says otherwise; complex where anything that enters is."""
-    out = jnp.dtype(inputs[0].dtype if dtype is None else dtype)
+    try:
+        out = jnp.dtype(inputs[0].dtype if dtype is None else dtype)
+    except TypeError:
+        raise TypeError(f"`dtype` must be a floating or complex dtype, got {dtype!r}.") from None
     if not jnp.issubdtype(out, jnp.inexact):
         raise TypeError(f"`dtype` must be floating or complex, got {out.name}.")
     if any(jnp.iscomplexobj(i) for i in inputs if i is not None) and not jnp.issubdtype(out, jnp.complexfloating):
@@ -151,11 +259,12 @@ def check_residual(residual, x: jax.Array, dtype: jnp.dtype) -> jax.Array | None
     """The residual has the shape of x and the dtype of y."""
     if residual is None:
         return None
-    if jnp.shape(residual) != x.shape or jnp.result_type(residual) != dtype:
+    residual = check_array(residual, "residual")
+    if residual.shape != x.shape or residual.dtype != dtype:
         raise ValueError(
             f"`residual` must be of the shape and dtype of y, {dtype.name}{list(x.shape)}, got {describe(residual)}."
         )
-    return jnp.asarray(residual)
+    return residual
 
 
 def check_static_bool(value, name: str) -> None:
@@ -173,7 +282,7 @@ def check_virtual_batch_size(size, names: tuple[str, ...], x: jax.Array, axes: t
             f"`virtual_batch_size` and `axis_name` exclude each other: the one splits the batch, the other joins it; "
             f"got {size!r} and {names!r}."
         )
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
+    if isinstance(size, bool | np.ndarray | jax.Array) or not hasattr(size, "__index__"):
         raise TypeError(f"`virtual_batch_size` must be an integer or None, got {size!r}.")
     examples = [n for a, n in enumerate(x.shape) if a not in axes][:1]
     if not examples:

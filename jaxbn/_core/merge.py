@@ -1,58 +1,93 @@
-"""Merging moments: of two sets, of many, and over the members of mapped axes.
+"""Merging moments: of devices, of chunks, of microbatches, of any disjoint sets, by sums about a common origin.
 
 References: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxbn._core import checks
-from jaxbn._core.types import Moments, promote
-from jaxbn._sync import mapped_axes as sync
-from jaxbn._sync.packing import packed, sum_and_error, with_tail, without_tail
+from jaxbn._core.numbers import abs_squared, accumulator, conj_times, divide, promote, real_dtype, zero_unless
+from jaxbn._core.types import Moments
+
+Add = Callable[[list[jax.Array]], list[jax.Array]]
+"""Sums each array over all sets that are merged."""
 
 
-class Reduction(NamedTuple):
-    """Over what the moments are taken; static."""
+def merge_by_sums(pivot: jax.Array, moments: Moments, origin: jax.Array, add: Add):
+    """From moments about each set's own pivot to those of all sets about one pivot, by one `add`.
 
-    axes: tuple[int, ...]
-    """feature axes, canonical"""
-    names: tuple[str, ...] = ()
-    """mapped axes"""
-    groups: tuple[tuple[int, ...], ...] | None = None
-    """groups of indices of the mapped axes"""
-    two_pass: bool = False
-    """read the batch once more, for its mean as the pivot"""
-
-
-def accumulator(dtype) -> jnp.dtype:
-    """The dtype in which values of `dtype` are summed: at least float32."""
-    return promote(dtype, jnp.float32)
-
-
-def real_dtype(dtype) -> jnp.dtype:
-    """float32 for complex64, float64 for complex128, and a real dtype itself."""
-    return jnp.finfo(dtype).dtype
-
-
-def abs_squared(x: jax.Array) -> jax.Array:
-    return lax.square(x.real) + lax.square(x.imag) if jnp.iscomplexobj(x) else lax.square(x)
-
-
-def conj_times(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Real part of conj(a) b."""
-    return a.real * b.real + a.imag * b.imag if jnp.iscomplexobj(a) else a * b
+    For counts n, means m and variances v of the sets, N = sum n, M = sum n m / N and V = sum n (v + |m|^2) / N - |M|^2
+    (Chan, Golub & LeVeque 1979, equation 2.1, for any number of sets). `origin` is common to all, so means are taken
+    about it, and the difference of squares is as exact as it is close. Because it may be far, it is in float64: at 1000
+    deviations float32 would lose the variance.
+    """
+    narrow = pivot.dtype
+    with jax.enable_x64(True):
+        wide = promote(narrow, jnp.float64)
+        origin = origin.astype(wide)
+        stacked = origin if origin.ndim == pivot.ndim else origin[None]
+        mean = (pivot.astype(wide) - stacked) + moments.mean.astype(wide)
+        count, var = (v.astype(real_dtype(wide)) for v in (moments.count, moments.var))
+        full = count.reshape(count.shape + (1,) * (mean.ndim - count.ndim))
+        # A set of no example may hold anything.
+        mean, var = (zero_unless(full != 0, v) for v in (mean, var))
+        count, total, square = add([count, full.astype(wide) * mean, full * (var + abs_squared(mean))])
+        mean = divide(total, count)
+        var = jnp.maximum(divide(square, count) - abs_squared(mean), jnp.zeros((), square.dtype))
+        mean = origin + mean
+        pivot = mean.astype(narrow)
+        rest = (mean - pivot.astype(wide)).astype(narrow)
+        real = real_dtype(narrow)
+        return pivot, Moments(count.astype(real), rest, var.astype(real))
 
 
-def divide(total: jax.Array, count: jax.Array) -> jax.Array:
-    """`total / count`, zero where there is no count."""
-    count = count.astype(total.dtype)
-    one = jnp.ones((), count.dtype)
-    return total / jnp.where(count == 0, one, count)
+def as_float32(add: Add, members: int) -> Add:
+    """`add` for float64 arrays, which travel as float32: devices sum float64 slowly or not at all.
+
+    Each goes in two parts, of which the first has so few digits that its sum over all members is exact.
+    """
+    bits = max(23 - (members - 1).bit_length(), 4)
+
+    def split(v):
+        lead = lax.reduce_precision(v.astype(jnp.float32), 8, bits)
+        # What is infinite has no rest.
+        return lead, zero_unless(jnp.isfinite(lead), v - lead.astype(v.dtype)).astype(jnp.float32)
+
+    def added(arrays):
+        real = [p for a in arrays for p in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+        sums = iter([v.astype(jnp.float64) for v in add([part for v in real for part in split(v)])])
+        whole = iter([next(sums) + next(sums) for _ in real])
+        return [lax.complex(next(whole), next(whole)) if jnp.iscomplexobj(a) else next(whole) for a in arrays]
+
+    return added
+
+
+@jax.custom_jvp
+def merge_sets(pivots: jax.Array, moments: Moments, origin: jax.Array) -> tuple[jax.Array, Moments]:
+    """The same for sets along axis 0: pivots [N, C] and moments of `count` [N] or [N, C], `mean` and `var` [N, C]."""
+
+    def add(arrays):
+        return [a.sum(0) for a in arrays]
+
+    return merge_by_sums(pivots, moments, origin, add)
+
+
+@merge_sets.defjvp
+def _merge_sets_jvp(primals, tangents):
+    """d M = sum n dm / N and d V = sum n (dv + 2 Re conj(m - M) dm) / N; counts are constants."""
+    pivots, sets, _ = primals
+    dpivots, dsets, _ = tangents
+    pivot, merged = merge_sets(*primals)
+    n = sets.count.reshape(sets.count.shape + (1,) * (pivots.ndim - sets.count.ndim))
+    n, centred = n.astype(sets.var.dtype), (pivots - pivot[None]) + (sets.mean - merged.mean[None])
+    centred, dmeans, dvars = (zero_unless(n != 0, v) for v in (centred, dpivots + dsets.mean, dsets.var))
+    dmean = divide((n.astype(dmeans.dtype) * dmeans).sum(0), merged.count)
+    dvar = divide((n * (dvars + 2 * conj_times(centred, dmeans))).sum(0), merged.count)
+    return (pivot, merged), (jnp.zeros_like(pivot), Moments(jnp.zeros_like(merged.count), dmean, dvar))
 
 
 def merge_moments(*moments: Moments) -> Moments:
@@ -88,63 +123,31 @@ def merge_moments(*moments: Moments) -> Moments:
     return merge_stacked(Moments(jnp.stack(counts), mean, var))
 
 
-def merge_stacked(moments: Moments, weights: jax.Array | None = None) -> Moments:
-    """Moments of the union of the sets along axis 0: of `count` [N] or [N, C], `mean` [N, C] and `var` [N, C].
-
-    `weights` [N] bool leaves sets out.
-    """
-    rough, merged = _merge_about_mean(moments, weights)
-    return merged._replace(mean=rough + merged.mean)
-
-
-def _merge_about_mean(moments: Moments, weights: jax.Array | None, tails: jax.Array | None = None):
-    """A rough mean, and the merged moments about it: no digit is lost where the means agree.
-
-    `tails` [N, C] are further digits of the means.
-    """
-    count, mean, var = moments
-    if weights is not None:
-        count = count * weights.reshape((-1,) + (1,) * (count.ndim - 1)).astype(count.dtype)
-    full = count.reshape(count.shape + (1,) * (mean.ndim - count.ndim))
-    mean, var = (jnp.where(full == 0, jnp.zeros((), v.dtype), v) for v in (mean, var))
-    rough = divide((full.astype(mean.dtype) * mean).sum(0), full.sum(0))
-    rest = mean - rough[None]
-    rest = rest if tails is None else rest + tails
-    return rough, merge_sums(Moments(count, rest, var), lambda sums: [s.sum(0) for s in sums])
+@jax.jit
+def merge_stacked(moments: Moments) -> Moments:
+    """Moments of the union of the sets along axis 0: of `count` [N] or [N, C], `mean` [N, C] and `var` [N, C]."""
+    n = moments.count.reshape(moments.count.shape + (1,) * (moments.mean.ndim - moments.count.ndim))
+    # Of the mean of the means, in float32, only nearness is asked.
+    means = zero_unless(n != 0, moments.mean)
+    origin = lax.stop_gradient(divide((n.astype(means.dtype) * means).sum(0), n.sum(0)))
+    pivot, merged = merge_sets(jnp.zeros_like(moments.mean), moments, origin)
+    return merged._replace(mean=pivot + merged.mean)
 
 
-def merge_sums(moments: Moments, add: Callable[[list[jax.Array]], list[jax.Array]]) -> Moments:
-    """Moments of the union of the sets that `add` sums over; the means are small, about a common pivot.
+def merge_into(old: Moments, new: Moments) -> Moments:
+    """Moments of both, in the shapes and dtypes of `old`."""
 
-    References: Chan, Golub & LeVeque 1979, equation 2.1, for any number of sets at once.
-    """
-    count, mean, var = moments
-    full = count.reshape(count.shape + (1,) * (mean.ndim - count.ndim))
-    count, total, square = add([count, full.astype(mean.dtype) * mean, full * (var + abs_squared(mean))])
-    mean = divide(total, count)
-    return Moments(count, mean, jnp.maximum(divide(square, count) - abs_squared(mean), jnp.zeros((), square.dtype)))
+    def stacked(o, n):
+        dtype = promote(o.dtype, n.dtype)
+        return jnp.stack([jnp.broadcast_to(v, old.mean.shape).astype(dtype) for v in (o, n)])
 
-
-def merge_across_devices(local: Moments, pivot: jax.Array, hint: jax.Array | None, reduction: Reduction):
-    """From moments about each device's own pivot to those of all devices about a common one, in one collective."""
-    # Not zeros_like: those would count as different on each device, and the merged moments with them.
-    zeros = jnp.zeros(local.mean.shape, local.mean.dtype)
-    common = pivot if reduction.two_pass else zeros if hint is None else hint.astype(pivot.dtype)
-    offset, lost = sum_and_error(pivot, -common)
-    mean, tail = sum_and_error(offset, local.mean)
-    if reduction.groups is None and sync.axis_size(reduction.names) > sync.GATHER_LIMIT:
-        # As accurate as the pivot is close, and no larger on larger axes.
-        return common, merge_sums(local._replace(mean=mean), lambda sums: all_sum(sums, reduction))
-    carried = [local.count, mean, with_tail(local.var, mean, lost + tail)]
-    everyone = packed(carried, lambda v: sync.gather(v, reduction.names, invariant=reduction.groups is None))
-    count, mean, var = everyone
-    var, tails = without_tail(var, mean)
-    members = sync.members(reduction.names, reduction.groups)
-    rough, merged = _merge_about_mean(Moments(count, mean, var), members, tails)
-    pivot, lost = sum_and_error(common, rough)
-    return pivot, merged._replace(mean=lost + merged.mean)
+    merged = merge_stacked(Moments(*map(stacked, old, new)))
+    return Moments(*(jnp.broadcast_to(m, o.shape).astype(o.dtype) for m, o in zip(merged, old, strict=True)))
 
 
-def all_sum(arrays: list[jax.Array], reduction: Reduction) -> list[jax.Array]:
-    """Each array, summed over the mapped axes, all of them in one collective."""
-    return packed(arrays, lambda v: sync.all_sum(v, reduction.names, reduction.groups))
+def zeros_of_layer(mean: jax.Array) -> Moments:
+    """The moments of no example, in the shape of a running mean [C], and of at least its precision and float32's."""
+    wide = accumulator(jnp.result_type(mean))
+    real = real_dtype(wide)
+    # Three arrays, not one three times: who donates them gives each away once.
+    return Moments(*(jnp.zeros(jnp.shape(mean), dtype) for dtype in (real, wide, real)))

@@ -1,4 +1,7 @@
-"""The normalization itself, given a mean and a variance: one multiply-add an element, with its closed derivative."""
+"""The normalization itself, given a mean and a variance: one multiply-add an element, its tangent and its transpose.
+
+References: Ioffe & Szegedy 2015, "Batch normalization", algorithm 1 and section 3 (gamma is `scale`, beta is `bias`).
+"""
 
 import functools
 import operator
@@ -9,13 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbn._core import checks
-from jaxbn._core.activations import check_activation
-from jaxbn._core.axes import broadcast_like, expand, feature_axes, spread
-from jaxbn._core.merge import accumulator, real_dtype
-from jaxbn._core.types import Activation, Axes, Params, promote
+from jaxbn._core.axes import expand, reduction_axes
+from jaxbn._core.linear import linear
+from jaxbn._core.moments import counts, known_tangents
+from jaxbn._core.numbers import zero_unless
 from jaxbn._sync import mapped_axes as sync
-from jaxbn._xla.passes import fresh, known_tangents, narrow_sum, nothing_kept
+from jaxbn._xla.passes import elementwise, in_memory, slope_point, sums
+
+SLOPE_AT_OUTPUT = (jax.nn.relu, jax.nn.leaky_relu)
+"""Activations whose slope at their output is that at their input."""
 
 
 class Affine(NamedTuple):
@@ -30,169 +35,182 @@ class Affine(NamedTuple):
     """elementwise function of the pre-activation, or None"""
 
 
-def multiplier(scale: jax.Array | None, var: jax.Array, epsilon: float) -> jax.Array:
-    """scale / sqrt(var + epsilon), [C]: the one number that batch norm multiplies a channel by.
+class Inputs(NamedTuple):
+    """What an element is computed from: [..., C], or what broadcasts to it. In the place of a tangent, its tangent."""
 
-    References: Ioffe & Szegedy 2015, algorithm 1 (gamma is `scale`).
-    """
+    x: Any
+    mask: Any = None
+    residual: Any = None
+
+
+class Vectors(NamedTuple):
+    """What a channel is shifted and multiplied by, of the rank of x: y = (x - centre[0] - ...) * multiplier + bias."""
+
+    centre: tuple[jax.Array, ...]
+    multiplier: jax.Array
+    bias: jax.Array | None
+
+
+def multiplier(scale: jax.Array | None, var: jax.Array, epsilon: float) -> jax.Array:
+    """scale / sqrt(var + epsilon), [C]: the one number that batch norm multiplies a channel by."""
     inverse = lax.rsqrt(var + jnp.asarray(epsilon, var.dtype))
     return inverse if scale is None else scale * inverse.astype(scale.dtype)
 
 
-def normalize(
-    params: Params,
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    *,
-    axis: Axes = -1,
-    epsilon: float = 1e-5,
-    dtype=None,
-    activation: Activation | None = None,
-    residual: jax.Array | None = None,
-) -> jax.Array:
-    """activation((x - mean) * scale / sqrt(var + epsilon) + bias + residual), in one pass over `x`.
-
-    Args:
-      params: {'scale': [C], 'bias': [C]}; a key that is absent is not used.
-      x: [..., C] float or complex.
-      mean: [C], in the unit of `x`.
-      var: [C] float, in its square.
-      axis: the feature axis or axes of `x`.
-      epsilon: added to the variance, > 0.
-      dtype: of the result; that of `x` where None.
-      activation: a name ('relu', 'silu', ...) or an elementwise callable.
-      residual: of the shape of `x` and the dtype of the result.
-
-    Returns:
-      [..., C], of the shape of `x`.
-
-    Raises:
-      ValueError, TypeError: an argument breaks one of the rules above.
-
-    References:
-      Ioffe & Szegedy 2015, "Batch normalization", algorithm 2, steps 10 and 11.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxbn
-      >>> params, _ = jaxbn.init(1)
-      >>> jaxbn.normalize(params, jnp.array([[7.0]]), jnp.array([5.0]), jnp.array([4.0])).round(3).tolist()
-      [[1.0]]
-    """
-    x = checks.check_input(x)
-    axes = feature_axes(axis, x.ndim)
-    scale, bias = checks.check_params(params, x, axes)
-    mean, var = jnp.asarray(mean), jnp.asarray(var)
-    checks.check_vectors({"mean": mean, "var": var}, "", x, axes)
-    dtype = checks.check_output_dtype(dtype, x, scale, bias, mean)
-    return _normalize(
-        scale,
-        bias,
-        x,
-        mean,
-        var,
-        checks.check_residual(residual, x, dtype),
-        axes=axes,
-        epsilon=checks.check_epsilon(epsilon),
-        dtype=dtype,
-        activation=check_activation(activation, x, dtype),
-    )
+def _live(values: jax.Array, like: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`values`, and zero where `like` is not finite and does not count: a NaN would outlive its weight of zero."""
+    return values if mask is None else zero_unless(counts(mask) | jnp.isfinite(like), values)
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("axes", "epsilon", "dtype", "activation"))
-def _normalize(scale, bias, x, mean, var, residual, *, axes, epsilon, dtype, activation):
-    wide = promote(accumulator(x.dtype), dtype)
-    scale, bias, mean = (None if v is None else v.astype(wide) for v in (scale, bias, mean))
-    affine = Affine(axes, epsilon, dtype, activation)
-    return apply_affine(affine, scale, bias, x, (mean,), var.astype(real_dtype(wide)), residual)
-
-
-def _subtract(x: jax.Array, parts, axes: tuple[int, ...]) -> jax.Array:
-    """x - parts[0] - ..., [C] each, one after the other: at a large offset, one float would round the mean."""
-    for part in parts:
-        x = x - expand(part, axes, x.ndim)
+def _centred(inputs: Inputs, vectors: Vectors) -> jax.Array:
+    """x - mean, the parts of the mean one after the other: at a large offset one float would round it."""
+    x = _live(inputs.x, inputs.x, inputs.mask).astype(vectors.centre[0].dtype)
+    for part in vectors.centre:
+        x = x - part
     return x
 
 
-class _Vectors(NamedTuple):
-    """What a channel is multiplied by and shifted by: y = (x - centre) * multiplier + bias; [C] each."""
+def _pre_activation(inputs: Inputs, vectors: Vectors) -> jax.Array:
+    z = _centred(inputs, vectors) * vectors.multiplier
+    z = z if vectors.bias is None else z + vectors.bias
+    if inputs.residual is None:
+        return z
+    return z + _live(inputs.residual, inputs.residual, inputs.mask).astype(z.dtype)
 
-    multiplier: jax.Array
-    bias: jax.Array | None
-    centre: tuple[jax.Array, ...]
+
+def _output(affine: Affine, inputs: Inputs, vectors: Vectors) -> jax.Array:
+    z = _pre_activation(inputs, vectors)
+    return (z if affine.activation is None else affine.activation(z)).astype(affine.dtype)
 
 
-def _pre_activation(affine: Affine, vectors: _Vectors, x, residual) -> jax.Array:
-    y = _subtract(x.astype(vectors.multiplier.dtype), vectors.centre, affine.axes)
-    y = y * expand(vectors.multiplier, affine.axes, x.ndim)
-    if vectors.bias is not None:
-        y = y + expand(vectors.bias, affine.axes, x.ndim)
-    return y if residual is None else y + residual.astype(y.dtype)
+def _slope(affine: Affine, inputs: Inputs, vectors: Vectors, dz: jax.Array, *, transposed: bool = False) -> jax.Array:
+    """activation'(z) * dz."""
+    activation = affine.activation
+    if activation is None:
+        return dz
+    z = _pre_activation(inputs, vectors)
+    if inputs.residual is not None and activation in SLOPE_AT_OUTPUT:
+        z = slope_point(z, _output(affine, inputs, vectors).astype(z.dtype))
+    if transposed and jnp.iscomplexobj(z):
+        return jax.vjp(activation, z)[1](dz)[0]
+    return jax.jvp(activation, (z,), (dz,))[1]
+
+
+def _vectors(affine: Affine, scale, bias, centre, var, ndim: int) -> Vectors:
+    """In the dtype of the computation, which is that of `centre`, expanded to the rank of x."""
+    a = multiplier(scale, var, affine.epsilon).astype(centre[0].dtype)
+    return jax.tree.map(lambda v: expand(v, affine.axes, ndim), Vectors(centre, a, bias))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def apply_affine(affine: Affine, scale, bias, x, centre, var, residual) -> jax.Array:
+def apply_affine(affine: Affine, scale, bias, centre, var, inputs: Inputs) -> jax.Array:
     """activation((x - mean) * multiplier + bias + residual), where the mean is the sum of the parts in `centre`."""
-    x, vectors = fresh(x, _Vectors(multiplier(scale, var, affine.epsilon), bias, centre))
-    y = _pre_activation(affine, vectors, x, residual)
-    return (y if affine.activation is None else affine.activation(y)).astype(affine.dtype)
+    vectors = _vectors(affine, scale, bias, centre, var, inputs.x.ndim)
+    return elementwise(functools.partial(_output, affine), inputs, vectors)
 
 
 @functools.partial(apply_affine.defjvp, symbolic_zeros=True)
 def _apply_affine_jvp(affine, primals, tangents):
     y = apply_affine(affine, *primals)
-    dy = nothing_kept(functools.partial(affine_tangent, affine))(primals, known_tangents(tangents))
+    dscale, dbias, dcentre, dvar, dinputs = known_tangents(tangents)
+    wide = primals[2][0].dtype
+    dinputs = Inputs(
+        *(None if t is None or f is None else t.astype(wide) for t, f in zip(dinputs, primals[4], strict=True))
+    )
+    dy = affine_tangent(affine, primals, (dscale, dbias, add(*dcentre), dvar, dinputs._replace(mask=None)))
     return y, jnp.zeros_like(y) if dy is None else dy
 
 
 def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
-    """multiplier * dx + (x - mean) * k + c, with [C] vectors k and c, times the slope of the activation.
+    """The tangent of y, where those of x and of the residual are in the dtype of the computation; None is zero.
 
-    Its transpose is the backward pass: the sums of dy * (x - mean) and of dy, then one multiply-add an element.
+    With inverse = 1 / sqrt(var + epsilon) and the multiplier a = scale * inverse, an element has
+      dz = a dx + (x - mean) k + c + dresidual,    dy = activation'(z) dz,
+    and a channel k = dscale * inverse - a * inverse^2 * dvar / 2 and c = dbias - a * dmean.
     """
-    scale, bias, x, centre, var, residual = primals
-    dscale, dbias, dx, dcentre, dvar, dresidual = tangents
+    scale, bias, centre, var, inputs = primals
+    dscale, dbias, dmean, dvar, dinputs = tangents
+    wide, ndim = centre[0].dtype, inputs.x.ndim
+    vectors = _vectors(affine, scale, bias, centre, var, ndim)
     inverse = multiplier(None, var, affine.epsilon)
-    # The barrier tells these vectors from those of the forward pass, which shall not be stored for this one.
-    vectors = lax.optimization_barrier(_Vectors(multiplier(scale, var, affine.epsilon), bias, centre))
-    a, wide = vectors.multiplier, vectors.multiplier.dtype
-    k = _add(
+    a = multiplier(scale, var, affine.epsilon).astype(wide)
+    k = add(
         None if dscale is None else dscale * inverse.astype(wide),
         None if dvar is None else a * (inverse * inverse * dvar * -0.5).astype(wide),
     )
-    dmean = _add(*dcentre)
-    c = _add(dbias, None if dmean is None else -a * dmean)
-
-    terms = [None if dx is None else expand(a, affine.axes, x.ndim) * dx.astype(wide)]
-    if dresidual is not None:
-        # The transpose writes the residual's cotangent in its first pass; behind the barrier, the second pass reads
-        # that instead of y's cotangent and the residual.
-        with_residual = _add(*terms, dresidual.astype(wide)).astype(dresidual.dtype)
-        terms = [lax.optimization_barrier(with_residual).astype(wide)]
+    c = add(dbias, None if dmean is None else -a * dmean)
+    of_channels = None
     if k is not None or c is not None:
-        k, c = (jnp.zeros_like(a) if v is None else v for v in (k, c))
-        k, c = spread(_as_varying_pair(k, c, x), x, affine.axes, beside_a_result=dresidual is not None)
-        own_x, vectors = fresh(x, vectors)
-        terms += [_subtract(own_x.astype(wide), vectors.centre, affine.axes) * k, c]
-    terms = [broadcast_like(t, x) for t in terms if t is not None]
-    if affine.activation is not None:
-        if dresidual is None and k is not None:
-            # Two sums in the transpose: with one slope they fuse, beside the residual's cotangent with one each.
-            terms[-2:] = [_add(*terms[-2:])]
-        # Otherwise each term takes its slope from x by itself: XLA would store one that they share.
-        for i, term in enumerate(terms):
-            own_x, vectors = fresh(x, vectors)
-            z = _pre_activation(affine, vectors, own_x, residual)
-            terms[i] = jax.jvp(affine.activation, (z,), (term,))[1]
-    return narrow_sum(terms, affine.dtype) if terms else None
+        pair = jnp.stack([jnp.zeros_like(a) if v is None else v for v in (k, c)])
+        # As one array, so that its transpose, a sum over devices, is one collective.
+        of_channels = tuple(expand(v, affine.axes, ndim) for v in sync.as_varying_as(pair, inputs.x))
+    if of_channels is None and dinputs.x is None and dinputs.residual is None:
+        return None
+
+    # What reverse mode calls later holds no array but those that it is given.
+    has_channels, has_x, has_residual = (v is not None for v in (of_channels, dinputs.x, dinputs.residual))
+    over = reduction_axes(affine.axes, ndim)
+
+    def tangent(known, tangents):
+        of_channels, dinputs = tangents
+
+        def of_element(arrays, vectors):
+            (inputs, dinputs), (vectors, of_channels) = arrays, vectors
+            dz = None
+            if dinputs.x is not None:
+                dz = vectors.multiplier * _live(dinputs.x, inputs.x, inputs.mask)
+            if of_channels is not None:
+                k, c = of_channels
+                dz = add(dz, _centred(inputs, vectors) * k + c)
+            if dinputs.residual is not None:
+                dz = add(dz, _live(dinputs.residual, inputs.residual, inputs.mask))
+            return _slope(affine, inputs, vectors, dz).astype(affine.dtype)
+
+        return elementwise(of_element, (known[0], dinputs), (known[1], of_channels))
+
+    def transpose(known, dy):
+        """g = activation'(z) dy; k gets sum (x - mean) g, c gets sum g, x gets a g, and the residual gets g."""
+        inputs, vectors = known
+
+        def g(arrays, vectors):
+            return _slope(affine, arrays[0], vectors, arrays[1].astype(wide), transposed=True)
+
+        dk_dc = dx = dresidual = None
+        if has_residual:
+
+            def to_residual(arrays, vectors):
+                residual = arrays[0].residual
+                return _live(g(arrays, vectors), residual, arrays[0].mask).astype(residual.dtype)
+
+            dresidual = in_memory(elementwise(to_residual, (inputs, dy), vectors))
+        if has_channels:
+            dk_dc = sums(
+                [lambda arrays, v: _centred(arrays[0], v) * g(arrays, v), g],
+                (inputs, dy),
+                vectors,
+                over,
+                beside_a_result=has_residual,
+            )
+            dk_dc = tuple(expand(v, affine.axes, ndim) for v in dk_dc)
+        if has_x:
+
+            def to_x(arrays, vectors):
+                return vectors.multiplier * _live(g(arrays, vectors), arrays[0].x, arrays[0].mask)
+
+            def from_residual(arrays, vectors):
+                inputs, dresidual = arrays
+                return vectors.multiplier * _live(dresidual.astype(wide), inputs.x, inputs.mask)
+
+            if dresidual is None:
+                dx = elementwise(to_x, (inputs, dy), vectors)
+            else:
+                dx = elementwise(from_residual, (inputs._replace(residual=None), dresidual), vectors)
+        return dk_dc, Inputs(dx, None, None if dresidual is None else dresidual.astype(wide))
+
+    return linear(tangent, transpose, (inputs, vectors), (of_channels, dinputs))
 
 
-def _add(*terms: jax.Array | None) -> Any:
+def add(*terms: jax.Array | None) -> Any:
     """Sum of the terms that are not None; None where all are."""
     known = [t for t in terms if t is not None]
     return functools.reduce(operator.add, known) if known else None
-
-
-def _as_varying_pair(k, c, x):
-    """k and c, marked as varying where x does, as one array: its transpose is then one collective and not two."""
-    return tuple(sync.as_varying_as(jnp.stack([k, c]), x))

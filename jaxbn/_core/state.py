@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbn._core import checks
-from jaxbn._core.merge import divide, real_dtype
-from jaxbn._core.types import BatchStats, Moments, Momentum, Params, promote
+from jaxbn._core.numbers import divide, promote, real_dtype, zero_unless
+from jaxbn._core.types import BatchStats, Moments, Momentum, Params
+from jaxbn._sync.sharding import split_as, where
 
 
 def init(
@@ -19,7 +21,7 @@ def init(
     """Parameters and statistics of a new batch norm.
 
     Args:
-      num_features: C, at least 1; or one size for each feature axis, in the order of the axes.
+      num_features: C; or one size for each feature axis, in the order of the axes.
       use_scale: whether there is a `scale` [C], ones.
       use_bias: whether there is a `bias` [C], zeros.
       param_dtype: floating or complex dtype of the parameters. The statistics are at least float32; where it is complex
@@ -28,10 +30,10 @@ def init(
 
     Returns:
       `params`: {'scale': [C], 'bias': [C]}; `batch_stats`: {'mean': [C] zeros, 'var': [C] ones} and, where asked for,
-      'count' [] int32.
+      'count' [C] int32.
 
     Raises:
-      ValueError: `num_features` is not positive.
+      ValueError: `num_features` is negative.
       TypeError: `num_features` is no integer, or `param_dtype` is not floating or complex.
 
     Example:
@@ -42,11 +44,16 @@ def init(
     """
     shape = num_features if isinstance(num_features, tuple) else (num_features,)
     for n in shape:
-        if isinstance(n, bool) or not hasattr(n, "__index__"):
+        if isinstance(n, bool) or not isinstance(n, int | np.integer):
             raise TypeError(f"`num_features` must be an integer or a tuple of integers, got {num_features!r}.")
-        if n < 1:
-            raise ValueError(f"`num_features` must be at least 1, got {num_features!r}.")
-    dtype = jnp.dtype(param_dtype)
+        if n < 0:
+            raise ValueError(f"`num_features` must not be negative, got {num_features!r}.")
+    for name, value in (("use_scale", use_scale), ("use_bias", use_bias), ("use_count", use_count)):
+        checks.check_static_bool(value, name)
+    try:
+        dtype = jnp.dtype(param_dtype)
+    except TypeError:
+        raise TypeError(f"`param_dtype` must be a floating or complex dtype, got {param_dtype!r}.") from None
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"`param_dtype` must be floating or complex, got {dtype.name}.")
     wide = promote(dtype, jnp.float32)
@@ -57,7 +64,7 @@ def init(
         params["bias"] = jnp.zeros(shape, dtype)
     batch_stats = {"mean": jnp.zeros(shape, wide), "var": jnp.ones(shape, real_dtype(wide))}
     if use_count:
-        batch_stats["count"] = jnp.zeros((), jnp.int32)
+        batch_stats["count"] = jnp.zeros(shape, jnp.int32)
     return params, batch_stats
 
 
@@ -69,10 +76,10 @@ def update_batch_stats(
     A channel whose moments are not finite, or that has no example, keeps its statistics.
 
     Args:
-      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [], the number of updates so far.
+      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [C] int32, the number of updates so far.
       moments: those of the batch, as `jaxbn.batch_moments` or `jaxbn.merge_moments` give them.
       momentum: weight of the old value, in [0, 1] (PyTorch's is one minus it): a number, a traced scalar, `None` for
-        the exact cumulative average, or a callable of `batch_stats['count']`. The last two need the count.
+        the exact cumulative average, or a callable of a channel's count []. The last two need the count.
       unbiased: whether the running variance is divided by `count - 1`, at least 1 (Bessel's correction, PyTorch's
         convention).
 
@@ -89,10 +96,11 @@ def update_batch_stats(
       >>> jaxbn.update_batch_stats(batch_stats, moments, momentum=0.5)["mean"].tolist()
       [1.0]
     """
-    checks.check_batch_stats(batch_stats)
-    checks.check_momentum(momentum, batch_stats)
-    checks.check_moments(moments, batch_stats)
-    return commit(batch_stats, moments, momentum, unbiased)
+    arrays = checks.check_batch_stats(batch_stats)
+    momentum = checks.check_momentum(momentum, arrays)
+    checks.check_static_bool(unbiased, "unbiased")
+    checks.warn_of_half_precision(arrays)
+    return commit(arrays, checks.check_moments(moments, arrays), momentum, unbiased)
 
 
 def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbiased: bool) -> BatchStats:
@@ -100,31 +108,35 @@ def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbias
     count, mean, var = moments
     usable = (count > 0) & jnp.isfinite(mean) & jnp.isfinite(var)
     if unbiased:
-        one = jnp.ones((), count.dtype)
-        var = var * divide(count, jnp.maximum(count - one, one))
-    new = {"mean": mean, "var": var}
+        var = var * divide(count, jnp.maximum(count - 1, jnp.ones((), count.dtype)))
     old_weight = _weight_of_old(momentum, batch_stats)
     updated = dict(batch_stats)
-    for name, value in new.items():
+    for name, value in {"mean": mean, "var": var}.items():
         old = batch_stats[name]
-        weight = old_weight.astype(promote(jnp.finfo(old.dtype).dtype, jnp.float32))
-        value = jnp.where(usable, value, jnp.zeros((), value.dtype)).astype(promote(old.dtype, weight.dtype))
+        wide = promote(old.dtype, jnp.float32)
+        weight = old_weight.astype(real_dtype(promote(wide, value.dtype)))
+        value = zero_unless(usable, value).astype(promote(wide, value.dtype))
         weight = weight.astype(value.dtype)
         mixed = weight * old.astype(value.dtype) + (1 - weight) * value
-        updated[name] = jnp.where(usable, mixed.astype(old.dtype), old)
+        updated[name] = split_as(where(usable, mixed.astype(old.dtype), old), old)
     if "count" in batch_stats:
-        steps = jnp.asarray(batch_stats["count"])
-        updated["count"] = steps + jnp.any(usable).astype(steps.dtype)
+        # At its largest value it stays: a wrapped one would be negative.
+        steps = batch_stats["count"]
+        more = (jnp.broadcast_to(usable, mean.shape) if steps.ndim else jnp.any(usable)) & (
+            steps < jnp.iinfo(steps.dtype).max
+        )
+        updated["count"] = split_as(steps + more.astype(steps.dtype), steps)
     return updated
 
 
 def _weight_of_old(momentum: Momentum, batch_stats: BatchStats) -> jax.Array:
-    """The momentum of this update, [] float, as wide as the statistics."""
+    """The momentum of this update, [] or [C] float, as wide as the statistics."""
     dtype = promote(batch_stats["var"].dtype, jnp.float32)
     if momentum is None:
         return cumulative(batch_stats["count"], dtype)
     if callable(momentum):
-        return jnp.asarray(momentum(batch_stats["count"]))
+        count = batch_stats["count"]
+        return jax.vmap(momentum)(count.reshape(-1)).reshape(count.shape) if count.size else count.astype(dtype)
     return jnp.asarray(momentum, None if hasattr(momentum, "dtype") else dtype)
 
 

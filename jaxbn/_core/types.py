@@ -1,11 +1,9 @@
 """The words that the other modules share."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 Axes = int | Sequence[int]
 AxisName = str | Sequence[str]
@@ -31,7 +29,14 @@ class Moments(NamedTuple):
     """[C] float, biased (divided by `count`), in the squared unit of the data, >= 0."""
 
 
-def promote(*dtypes) -> jnp.dtype:
-    """The dtype that holds all of `dtypes`, under strict dtype promotion too: what is cast to it is cast on purpose."""
-    with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes)
+class Reduction(NamedTuple):
+    """Over what the moments are taken; static."""
+
+    axes: tuple[int, ...]
+    """feature axes, canonical"""
+    names: tuple[str, ...] = ()
+    """mapped axes"""
+    groups: tuple[tuple[int, ...], ...] | None = None
+    """groups of indices of the mapped axes"""
+    two_pass: bool = False
+    """read the batch once more, for its mean as the pivot"""

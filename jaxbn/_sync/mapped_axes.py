@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxbn._core.numbers import zero_unless
 from jaxbn._core.types import AxisIndexGroups, AxisName
 
-GATHER_LIMIT = 64
-"""Up to this many members, moments are gathered and merged exactly; above, they are summed about a common pivot."""
 
-
-def check_axis_name(axis_name: AxisName | None) -> tuple[str, ...]:
-    """The names as a tuple, each of them bound here.
+def check_axis_name(axis_name: AxisName | None, *, bound: bool = True) -> tuple[str, ...]:
+    """The names as a tuple; where `bound`, each of them is bound here.
 
     Raises:
       ValueError: a name is not bound by an enclosing vmap, pmap or shard_map, or is given twice, or it is one of vmap
@@ -25,8 +23,12 @@ def check_axis_name(axis_name: AxisName | None) -> tuple[str, ...]:
     if axis_name is None:
         return ()
     names = (axis_name,) if isinstance(axis_name, str) or not isinstance(axis_name, Iterable) else tuple(axis_name)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`axis_name` must be a string or a sequence of strings, got {axis_name!r}.")
     if len(set(names)) != len(names):
         raise ValueError(f"`axis_name` must name each axis once, got {axis_name!r}.")
+    if not bound:
+        return names
     for name in names:
         try:
             lax.axis_size(name)
@@ -45,7 +47,9 @@ def check_axis_name(axis_name: AxisName | None) -> tuple[str, ...]:
     return names
 
 
-def check_groups(groups: AxisIndexGroups | None, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
+def check_groups(
+    groups: AxisIndexGroups | None, names: tuple[str, ...], *, bound: bool = True
+) -> tuple[tuple[int, ...], ...] | None:
     """The groups as tuples: a partition of the indices of the axis. Groups may be of unequal size.
 
     Raises:
@@ -62,6 +66,8 @@ def check_groups(groups: AxisIndexGroups | None, names: tuple[str, ...]) -> tupl
         canonical = tuple(tuple(operator.index(i) for i in group) for group in groups)
     except TypeError:
         raise TypeError(f"`axis_index_groups` must be a sequence of sequences of integers, got {groups!r}.") from None
+    if not bound:
+        return canonical
     size = axis_size(names)
     if sorted(i for group in canonical for i in group) != list(range(size)) or not all(canonical):
         raise ValueError(
@@ -103,27 +109,37 @@ def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
     return _varying(x, tuple(jax.typeof(like).manual_axis_type.varying))
 
 
-def gather(x: jax.Array, names: tuple[str, ...], *, invariant: bool = False) -> jax.Array:
-    """[...] -> [members, ...], members in row-major order of `names`; `invariant`: marked as the same everywhere."""
+def all_sum(x: jax.Array, names: tuple[str, ...], groups: tuple[tuple[int, ...], ...] | None) -> jax.Array:
+    """Sum of `x` over all members of my group, with one collective forward and one backward."""
+    if not names:
+        return x
+    lanes, devices = _split(names)
+    if groups is not None and (lanes or _checks_varying()):
+        # JAX has no sums within groups there. A product with 0 would let a NaN of another group through.
+        everyone = _gather(x, names)
+        mine = _members(names, groups).reshape((-1,) + (1,) * x.ndim)
+        return zero_unless(mine, everyone).sum(0)
+    for name in lanes:
+        x = lax.psum(x, name)
+    return lax.psum(_varying(x, devices), devices, axis_index_groups=groups) if devices else x
+
+
+def _gather(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """[...] -> [members, ...], members in row-major order of `names`."""
     lanes, devices = _split(names)
     rank = x.ndim
     for name in lanes:
         x = lax.all_gather(x, name)
     if devices:
-        x = lax.all_gather(
-            _varying(x, devices), devices, to="invarying" if invariant and _checks_varying() else "varying"
-        )
-        sizes = tuple(lax.axis_size(n) for n in devices)
-        x = x.reshape(sizes + x.shape[1:])
+        x = lax.all_gather(_varying(x, devices), devices)
+        x = x.reshape(tuple(lax.axis_size(n) for n in devices) + x.shape[1:])
     order = devices + lanes[::-1]
     x = jnp.transpose(x, [order.index(n) for n in names] + list(range(len(names), len(names) + rank)))
     return x.reshape(-1, *x.shape[len(names) :])
 
 
-def members(names: tuple[str, ...], groups: tuple[tuple[int, ...], ...] | None) -> jax.Array | None:
-    """[members] bool, who is in my group; None when all are."""
-    if groups is None:
-        return None
+def _members(names: tuple[str, ...], groups: tuple[tuple[int, ...], ...]) -> jax.Array:
+    """[members] bool, who is in my group."""
     group_of = np.zeros(axis_size(names), np.int32)
     for number, group in enumerate(groups):
         group_of[list(group)] = number
@@ -132,16 +148,3 @@ def members(names: tuple[str, ...], groups: tuple[tuple[int, ...], ...] | None) 
         me = me * lax.axis_size(name) + lax.axis_index(name)
     group_of = jnp.asarray(group_of)
     return group_of == group_of[me]
-
-
-def all_sum(x: jax.Array, names: tuple[str, ...], groups: tuple[tuple[int, ...], ...] | None) -> jax.Array:
-    """Sum of `x` over all members of my group, with one collective forward and one backward."""
-    if not names:
-        return x
-    mine = members(names, groups)
-    if mine is not None:
-        return jnp.tensordot(mine.astype(x.dtype), gather(x, names), 1)
-    lanes, devices = _split(names)
-    for name in lanes:
-        x = lax.psum(x, name)
-    return lax.psum(_varying(x, devices), devices) if devices else x

@@ -7,12 +7,10 @@ of the microbatches so far. The Flax modules merge into them; here is how they s
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from jaxbn._core.merge import accumulator, merge_moments, real_dtype
+from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.state import update_batch_stats
-from jaxbn._core.types import Moments, Momentum, promote
+from jaxbn._core.types import Moments, Momentum
 
 
 def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,14 +88,9 @@ def commit_moments(
                 f"`batch_moments` must hold 'count', 'mean' and 'var' for each layer, got {sorted(batch_moments)}."
             )
 
-        def update(stats, moments):
-            return update_batch_stats(stats, moments, momentum=momentum, unbiased=unbiased)
-
-        # Layers stacked by nn.vmap or nn.scan have a count each.
-        for _ in range(jnp.ndim(batch_stats.get("count", 0))):
-            update = jax.vmap(update)
         moments = Moments(**{k: batch_moments[k] for k in Moments._fields})
-        return update({**batch_stats, "mean": as_complex_as(moments.mean, batch_stats["mean"])}, moments)
+        stats = {**batch_stats, "mean": as_complex_as(moments.mean, batch_stats["mean"])}
+        return update_batch_stats(stats, moments, momentum=momentum, unbiased=unbiased)
     unknown = sorted(set(batch_moments) - set(batch_stats))
     if unknown:
         raise ValueError(
@@ -107,26 +100,6 @@ def commit_moments(
         k: commit_moments(v, batch_moments[k], momentum=momentum, unbiased=unbiased) if k in batch_moments else v
         for k, v in batch_stats.items()
     }
-
-
-def zeros_of_layer(mean: jax.Array) -> Moments:
-    """The moments of no example, in the shape of a running mean [C], and of at least its precision and float32's."""
-    wide = accumulator(jnp.result_type(mean))
-    zeros = jnp.zeros(jnp.shape(mean), real_dtype(wide))
-    return Moments(zeros, jnp.zeros_like(zeros, wide), zeros)
-
-
-def merge_into(old: Moments, new: Moments) -> Moments:
-    """Moments of both, in the shapes and dtypes of `old`."""
-    old = old._replace(mean=as_complex_as(new.mean, old.mean))
-    wide = [promote(o.dtype, n.dtype) for o, n in zip(old, new, strict=True)]
-    merged = merge_moments(*(Moments(*(v.astype(d) for v, d in zip(m, wide, strict=True))) for m in (old, new)))
-    return Moments(*(jnp.broadcast_to(m, o.shape).astype(o.dtype) for m, o in zip(merged, old, strict=True)))
-
-
-def as_complex_as(x: jax.Array, mean: jax.Array) -> jax.Array:
-    """A mean [C] that is complex where x is: Flax makes a real one and lets its first update change that."""
-    return mean.astype(promote(mean.dtype, jnp.complex64)) if jnp.iscomplexobj(x) else mean
 
 
 def is_layer(node: Mapping[str, Any]) -> bool:

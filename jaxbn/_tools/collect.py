@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbn._core.moments import batch_moments
+from jaxbn._core.batch_norm import batch_moments
+from jaxbn._core.merge import merge_into, zeros_of_layer
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models.find import Path, find_batch_norms, is_nnx, path_name, plain_path, set_at
-from jaxbn._tools.accumulate import merge_into, zeros_of_layer
 
 Forward = Callable[[Any, Any], Any]
 

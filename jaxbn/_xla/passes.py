@@ -1,68 +1,132 @@
-"""What the compiler must not share between two passes over an array, so that it does not write it to memory.
+"""How a pass over memory is written for XLA: two operations, each with a meaning of one line.
 
 XLA keeps a value that several kernels use. Here such values (x - mean, a slope, a wider copy of x) cost less to compute
 again than to write and read, and a barrier hides that they are the same. Barriers change no number.
 """
 
-import functools
-import operator
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
-from jaxbn._sync.mapped_axes import as_varying_as
-from jaxbn._xla.program import program_fits
+from jaxbn._xla.program import Program, is_static, planned
 
-
-def fresh(x: jax.Array, vectors: Any) -> tuple[jax.Array, Any]:
-    """`x` and a tree of [C] vectors, as if nobody else read them: for another pass over `x`."""
-    return apart(x, lax.optimization_barrier(vectors))
+GPU = ("cuda", "rocm")
 
 
-def apart(x: jax.Array, vectors: Any) -> tuple[jax.Array, Any]:
-    """The same for another sum of the same pass.
+def elementwise(f: Callable, arrays: Any, vectors: Any) -> jax.Array:
+    """`f(arrays, vectors)`, of the shape of x: one read of each array, one write."""
 
-    On a GPU or TPU such sums are one kernel and may share all they want. On a CPU every sum is a kernel of its own:
-    what two of them share is written to memory, be it the conversion of a bfloat16 x.
+    def plan(program: Program):
+        if program.runs_on("cpu"):
+            return lambda arrays, vectors: f(*lax.optimization_barrier((arrays, vectors)))
+        if program.runs_on(*GPU):
+            return lambda arrays, vectors: f(arrays, lax.optimization_barrier(vectors))
+        return None
+
+    return planned(f, plan)(arrays, vectors)
+
+
+def sums(
+    fs: Sequence[Callable], arrays: Any, vectors: Any, over: tuple[int, ...], *, beside_a_result: bool = False
+) -> list[jax.Array]:
+    """Each `f(arrays, vectors)` summed over axes: one read of each array.
+
+    `beside_a_result`: what is summed is also written, by `elementwise`, and both are best one pass.
     """
-    vectors = jax.tree.map(lambda v: as_varying_as(v, x), vectors)
-    return lax.cond(program_fits("cpu"), lax.optimization_barrier, lambda both: both, (x, vectors))
+
+    def meaning(arrays, vectors):
+        return [f(arrays, vectors).sum(over) for f in fs]
+
+    def apart(arrays, vectors):
+        # On a CPU every sum is a kernel of its own: what two of them shared would be written to memory.
+        found = []
+        for f in fs:  # each barrier behind the last: two that are equal are merged
+            arrays, vectors = lax.optimization_barrier((arrays, vectors))
+            found.append(f(arrays, vectors).sum(over))
+        return found
+
+    def together(arrays, vectors):
+        return meaning(arrays, lax.optimization_barrier(vectors))
+
+    def in_rows(v):
+        v = v.reshape(-1, v.shape[-1])
+        return jnp.pad(v, ((0, -v.shape[0] % blocks), (0, 0))) if v.shape[0] % blocks else v
+
+    def in_blocks(arrays, vectors):
+        values = []
+        vectors = lax.optimization_barrier(vectors) if beside_a_result else vectors  # not the barrier of the result
+        for f in fs:
+            if beside_a_result or blocks <= 16 or not values:  # one slope for two sums, or one for each
+                vectors = lax.optimization_barrier(vectors)
+            values.append(f(arrays, vectors))
+        values = [in_rows(v).reshape(blocks, -1, v.shape[-1]).sum(1) for v in values]
+        # Without the barrier XLA merges the two levels again.
+        values = lax.optimization_barrier(values)
+        if blocks <= 16:  # the next kernel adds so few on its way
+            return [v.sum(0) for v in values]
+        return jnp.split(jnp.concatenate(values, axis=1).sum(0), len(values))  # one kernel, not one for each
+
+    leaves = jax.tree.leaves(arrays)
+    shape = jnp.broadcast_shapes(*(a.shape for a in leaves))
+    blocks = num_blocks(shape, over, of_warps=beside_a_result) if is_static(*leaves) else 1
+    rows = math.prod(shape[:-1])
+
+    def plan(program: Program):
+        if program.runs_on("cpu"):
+            return apart
+        if program.runs_on(*GPU):
+            whole = program.pieces > 0 and blocks % program.pieces == 0 and rows % blocks == 0
+            fits = blocks > 1 and (whole or program.pieces == 1)
+            return in_blocks if fits else together
+        return None
+
+    return planned(meaning, plan)(arrays, vectors)
 
 
-def narrow_sum(terms: list[jax.Array], dtype) -> jax.Array:
-    """Sum of the terms, in `dtype`. The transpose hands the cotangent to each term.
+def num_blocks(shape: tuple[int, ...], over: tuple[int, ...], *, of_warps: bool = False) -> int:
+    """In how many blocks of rows XLA:GPU sums an array, 1 where it should sum it in one go.
 
-    On a CPU it is handed on before it is widened, for the reason above; forward mode then rounds each term and not
-    their sum.
+    In one go, wide and short arrays are summed by too few threads, and with a slope in front of the sum operands are
+    written to memory first. Two levels, the first of about 128 blocks of 8 to 64 rows, have neither. `of_warps`: a
+    block of less than a warp of 32 rows becomes a loop instead of a reduction, which cannot write a second result on
+    its way; where the sums of larger blocks still keep a GPU busy, they are larger.
     """
-
-    def on_cpu(terms):
-        total = terms[-1].astype(dtype)
-        for term in terms[-2::-1]:
-            total = term.astype(dtype) + lax.optimization_barrier(total)
-        return total
-
-    def elsewhere(terms):
-        return functools.reduce(operator.add, terms).astype(dtype)
-
-    if len(terms) == 1 or terms[0].dtype == jnp.dtype(dtype):
-        return elsewhere(terms)
-    return lax.cond(program_fits("cpu"), on_cpu, elsewhere, terms)
-
-
-def nothing_kept(rule: Callable) -> Callable:
-    """A rule of derivatives of which only the arguments are kept for its transpose: x and [C] vectors."""
-    return jax.checkpoint(rule, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+    rows, examples = math.prod(shape[:-1]), shape[0] if shape else 0
+    if over != tuple(range(len(shape) - 1)) or rows == 0:
+        return 1
+    # Whole examples in a block, or whole blocks in an example: an array that is split by examples stays split.
+    candidates = [b for b in _divisors(rows) if examples % b == 0 or b % examples == 0]
+    size = min(max(rows // 128, 8), 64)
+    if rows <= 256:  # launches are the time: what up to 16 blocks leave is added by the next kernel
+        return -(-rows // max(size, -(-rows // 16)))
+    blocks = next(b for b in candidates if rows <= b * size)
+    if blocks * size > 2 * rows:  # no divisor is near: the last block is filled up
+        return -(-rows // size)
+    larger = [b for b in candidates if rows // b >= 32 and b * shape[-1] >= 16384]
+    return max(larger) if of_warps and larger else blocks
 
 
-def known_tangents(tangents: Any) -> Any:
-    """The tree of tangents with None for those that are known to be zero."""
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
-    def is_zero(tangent):
-        return isinstance(tangent, SymbolicZero)
 
-    return jax.tree.map(lambda t: None if is_zero(t) else t, tangents, is_leaf=is_zero)
+def in_memory(x: jax.Array) -> jax.Array:
+    """An array that is written anyway: who reads it shall not compute it again."""
+
+    def plan(program: Program):
+        return lax.optimization_barrier if program.runs_on("cpu", *GPU) else None
+
+    return planned(lambda x: x, plan)(x)
+
+
+def slope_point(z: jax.Array, y: jax.Array) -> jax.Array:
+    """`z`; or `y`, where the slope of an activation is the same at its output y as at its input z.
+
+    On a TPU a convolution's epilogue then reads y, which is in memory anyway, instead of x and the residual.
+    """
+    return planned(lambda z, y: z, lambda program: (lambda z, y: y) if program.runs_on("tpu") else None)(z, y)

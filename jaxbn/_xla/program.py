@@ -1,44 +1,140 @@
-"""What only the lowering knows: the platform of the program being compiled, and over how many devices it runs."""
+"""What only the lowering knows, the platform of a program and over how many devices it runs, and plans that use it.
+
+An operation has one meaning, a function that is right everywhere, and plans, functions of the same results that are
+faster where their preconditions hold. The meaning is what is traced, differentiated, batched and run eagerly; when the
+program is lowered, the first plan that fits it takes the place of the meaning, and the others are not even traced.
+JAXBN_TUNING=off in the environment leaves the meaning alone.
+"""
+
+import contextlib
+import contextvars
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AbstractMesh
 
-_program_fits_p = Primitive("program_fits")
-
-
-def program_fits(*platforms: str, parts: int = 1) -> jax.Array:
-    """A [] bool constant of the program: whether it is for one of `platforms` (any, if none is named) and an array in
-    `parts` equal parts has whole parts on each device.
-
-    With `parts=1`: whether arrays are in one piece, as in a program for one device, and inside a `shard_map` or `pmap`
-    over all axes of its mesh; under plain `jit` over sharded arrays they are not. Only the lowering knows, so it is no
-    Python bool; XLA folds it away, and the branch of a `cond` that it decides against.
-    """
-    return _program_fits_p.bind(platforms=platforms, parts=parts)
+TUNING = os.environ.get("JAXBN_TUNING", "on").lower() not in ("off", "0", "false")
 
 
-@_program_fits_p.def_abstract_eval
-def _(**_):
-    return ShapedArray((), np.dtype(bool))
+class Program(NamedTuple):
+    """The program that is lowered."""
+
+    platforms: tuple[str, ...]
+    """that it must run on: 'cpu', 'cuda', 'rocm', 'tpu', ..."""
+    pieces: int
+    """into how many the partitioner may cut an array; 1 on one device and inside a shard_map over all axes of its mesh;
+    0 where that is not known"""
+
+    def runs_on(self, *platforms: str) -> bool:
+        """Whether it runs on some of `platforms` and on no other."""
+        return set(self.platforms) <= set(platforms)
 
 
-@_program_fits_p.def_impl
-def _(**_):
-    return np.bool_(False)  # op by op there is no program: the plain way is right everywhere
+_lanes: contextvars.ContextVar[int] = contextvars.ContextVar("lanes", default=1)
 
 
-def _lower(ctx, *, platforms, parts):
-    module = ctx.module_context
+@contextlib.contextmanager
+def in_lanes(lanes: int):
+    """What is traced inside works on one of `lanes` lanes, each of which lies on as many fewer devices."""
+    token = _lanes.set(_lanes.get() * lanes)
+    try:
+        yield
+    finally:
+        _lanes.reset(token)
+
+
+def program_of(module, lanes: int = 1) -> Program:
+    """Read off the context of a module that is lowered."""
     mesh = getattr(module.axis_context, "mesh", None)
     if mesh is None:
         pieces = getattr(module.axis_context, "num_devices", 0)
     else:
-        pieces = int(np.prod([n for name, n in mesh.shape.items() if name not in module.axis_context.manual_axes]))
-    fits = pieces > 0 and parts % pieces == 0
-    return [mlir.ir_constant(np.bool_(fits and (not platforms or set(module.platforms) <= set(platforms))))]
+        pieces = math.prod(n for name, n in mesh.shape.items() if name not in module.axis_context.manual_axes)
+    return Program(tuple(module.platforms), -(-pieces // lanes))
 
 
-mlir.register_lowering(_program_fits_p, _lower)
+Plan = Callable[[Program], Callable | None]
+"""The function to lower for a program, None where the preconditions do not hold."""
+
+_planned_p = Primitive("planned")
+_planned_p.multiple_results = True
+
+
+def planned(meaning: Callable, *plans: Plan) -> Callable:
+    """A function of arrays like `meaning`, for which the first plan that fits the program is lowered."""
+    if not TUNING or not plans:
+        return meaning
+
+    def call(*args):
+        leaves, tree = jax.tree.flatten(args)
+
+        def flat(f: Callable) -> Callable:
+            return lambda *leaves: jax.tree.leaves(f(*tree.unflatten(leaves)))
+
+        jaxpr, shapes = jax.make_jaxpr(lambda *leaves: meaning(*tree.unflatten(leaves)), return_shape=True)(*leaves)
+        plans_of_leaves = tuple(_after(plan, flat) for plan in plans)
+        out = _planned_p.bind(*leaves, meaning=jaxpr, plans=plans_of_leaves, lanes=_lanes.get())
+        return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+    return call
+
+
+def _after(plan: Plan, change: Callable) -> Plan:
+    """The plan with `change` made to the function that it gives."""
+
+    def changed(program: Program):
+        f = plan(program)
+        return None if f is None else change(f)
+
+    return changed
+
+
+@_planned_p.def_impl
+def _evaluate(*args, meaning, **_):
+    return jaxpr_as_fun(meaning)(*args)
+
+
+def _jvp(primals, tangents, *, meaning, **_):
+    return jax.jvp(jaxpr_as_fun(meaning), list(primals), [ad.instantiate_zeros(t) for t in tangents])
+
+
+def _batch(args, dims, *, meaning, plans, lanes):
+    def over_batch(f: Callable) -> Callable:
+        return jax.vmap(f, in_axes=tuple(dims))
+
+    out = _planned_p.bind(
+        *args,
+        meaning=jax.make_jaxpr(over_batch(jaxpr_as_fun(meaning)))(*args),
+        plans=tuple(_after(plan, over_batch) for plan in plans),
+        lanes=lanes,
+    )
+    return out, [0] * len(out)
+
+
+def _lower(ctx, *args, meaning, plans, lanes):
+    program = program_of(ctx.module_context, lanes)
+    for plan in plans:
+        f = plan(program)
+        if f is not None:
+            # What the types say of splits and of mapped axes is checked by now, and plans leave it to the partitioner.
+            plain = [ShapedArray(a.shape, a.dtype, weak_type=a.weak_type) for a in ctx.avals_in]
+            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+                return mlir.lower_fun(f, multiple_results=True)(ctx.replace(avals_in=plain), *args)
+    return mlir.lower_fun(jaxpr_as_fun(meaning), multiple_results=True)(ctx, *args)
+
+
+_planned_p.def_abstract_eval(lambda *_, meaning, **__: meaning.out_avals)
+ad.primitive_jvps[_planned_p] = _jvp
+batching.primitive_batchers[_planned_p] = _batch
+mlir.register_lowering(_planned_p, _lower)
+
+
+def is_static(*arrays: Any) -> bool:
+    """Whether all sizes are numbers, as they are not in an export with a symbolic batch."""
+    return all(isinstance(n, int) for a in arrays for n in a.shape)

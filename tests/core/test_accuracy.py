@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxbn
+from jaxbn._xla import program
 from tests import reference
 
 OFFSETS = np.array([0, 1e1, -1e2, 1e3, -1e4, 1e5], np.float32)
@@ -24,7 +25,8 @@ def moments_as_on_a_tpu(asked):
         return
     jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxbn.moments.program_fits", lambda *platforms, **_: jnp.bool_("tpu" in platforms))
+        of = program.program_of
+        patch.setattr(program, "program_of", lambda *args: of(*args)._replace(platforms=("tpu",)))
         yield
     jax.clear_caches()
 
@@ -43,7 +45,7 @@ def run(options):
     mask = given.pop("mask", None) and rng.random((64, 1)) < 0.7
 
     @jax.jit
-    def program(params, stats, x, dy):
+    def step(params, stats, x, dy):
         def layer(params, x):
             return jaxbn.batch_norm(params, stats, x, use_running_average=False, momentum=0.0, mask=mask, **given)
 
@@ -55,7 +57,7 @@ def run(options):
     y = reference.train(params, stats, x, mask=mask, batches=batches)
     gradients = reference.gradients(params, stats, x, dy, mask=mask, batches=batches)
     with moments_as_on_a_tpu(on_a_tpu):
-        found = program(params, stats, x, dy)
+        found = step(params, stats, x, dy)
     return found, (y, reference.moments(x, mask=mask), gradients), params["bias"]
 
 

@@ -30,9 +30,9 @@ BOTH = [
     ({"batch_stats": None}, TypeError, "`batch_stats` must be a dict with 'mean' and 'var', got NoneType"),
     ({"batch_stats": {}}, ValueError, "missing ['mean', 'var']"),
     ({"batch_stats": {**STATS, "ema": VECTOR}}, ValueError, "unknown ['ema']"),
-    ({"epsilon": 0.0}, ValueError, "`epsilon` must be positive and finite, got 0.0"),
-    ({"epsilon": -1e-5}, ValueError, "`epsilon` must be positive and finite, got -1e-05"),
-    ({"epsilon": float("nan")}, ValueError, "`epsilon` must be positive and finite, got nan"),
+    ({"epsilon": True}, TypeError, "`epsilon` must be a number known at trace time, got True"),
+    ({"epsilon": -1e-5}, ValueError, "`epsilon` must be finite and not negative, got -1e-05"),
+    ({"epsilon": float("nan")}, ValueError, "`epsilon` must be finite and not negative, got nan"),
     ({"epsilon": "small"}, TypeError, "`epsilon` must be a number known at trace time, got 'small'"),
     ({"dtype": np.int32}, TypeError, "`dtype` must be floating or complex, got int32"),
     ({"x": X + 0j, "batch_stats": {**STATS, "mean": VECTOR + 0j}, "dtype": np.float32}, TypeError, "`dtype` must be c"),
@@ -47,7 +47,11 @@ BOTH = [
 
 TRAINING = [
     ({"batch_stats": {k: v[:2] for k, v in STATS.items()}}, ValueError, "`batch_stats['mean']` must have the feature"),
-    ({"batch_stats": {**STATS, "count": VECTOR}}, ValueError, "`batch_stats['count']` must be a scalar, got float32[3"),
+    (
+        {"batch_stats": {**STATS, "count": VECTOR}},
+        ValueError,
+        "`batch_stats['count']`, the updates of each channel, must be integers of shape [3]",
+    ),
     ({"x": X + 0j}, TypeError, "`batch_stats['mean']` must be complex for a complex x (complex64[4, 3]), got float32["),
     ({"momentum": 1.5}, ValueError, "`momentum`, the weight of the old value, must be in [0, 1], got 1.5"),
     ({"momentum": -0.1}, ValueError, "`momentum`, the weight of the old value, must be in [0, 1], got -0.1"),
@@ -101,7 +105,7 @@ def test_a_traced_epsilon_and_a_traced_flag_are_errors():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((0,), ValueError, "`num_features` must be at least 1, got 0"),
+        ((-1,), ValueError, "`num_features` must not be negative, got -1"),
         ((2.0,), TypeError, "`num_features` must be an integer or a tuple of integers, got 2.0"),
         ((2, True, True, np.int32), TypeError, "`param_dtype` must be floating or complex, got int32"),
     ],

@@ -78,6 +78,7 @@ def assert_same(actual, expected, tolerance):
         np.testing.assert_allclose(a, e, rtol=near, atol=near * max(1, np.abs(e).max()), err_msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:.*running statistics below float32")
 @pytest.mark.parametrize("name", CASES)
 def test_everything_is_as_with_flax(name):
     fields, shape, dtype, mask, tolerance = CASES[name]

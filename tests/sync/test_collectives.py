@@ -52,9 +52,11 @@ def test_a_layer_costs_one_collective_forward_and_one_backward(split, data, grou
             params, stats, x, use_running_average=False, mask=mask, axis_name=name, axis_index_groups=groups
         )
 
-    forward = 3 * C if data == "per-channel mask" else 2 * C + 1
-    # The transpose of a gather within groups gives each member its own 2C numbers.
-    backward = 2 * C if groups is None else MEMBERS * 2 * C
+    # Counts, means and squares, in two parts each.
+    forward = 6 * C if data == "per-channel mask" else 4 * C + 2
+    backward = 2 * C
+    if groups and split == "shard_map, checked":  # no sums within groups there: a gather, and its transpose
+        backward = MEMBERS * backward
     assert moved(partial(apply, partial(train, layer)), PARAMS, STATS, X, MASKS[data]) == [forward, backward]
 
 
@@ -62,8 +64,7 @@ def test_a_forward_pass_costs_one_collective():
     for split in ("pmap", "shard_map, checked", "shard_map, two names, unchecked", "vmap in shard_map, unchecked"):
         name, apply = SPLITS[split]
         layer = partial(norm, axis_name=name)
-        lanes = 2 if "vmap" in split else 1
-        assert moved(partial(apply, layer), PARAMS, STATS, X, None) == [lanes * (2 * C + 1)]
+        assert moved(partial(apply, layer), PARAMS, STATS, X, None) == [4 * C + 2]
 
 
 def test_gradients_of_replicated_scale_and_bias_cost_no_further_collective():
@@ -74,7 +75,7 @@ def test_gradients_of_replicated_scale_and_bias_cost_no_further_collective():
 
     name, apply = SPLITS["shard_map, checked"]
     assert moved(partial(apply, partial(with_params, partial(norm, axis_name=name))), PARAMS, STATS, X, None) == [
-        2 * C + 1,
+        4 * C + 2,
         2 * C,
     ]
 
@@ -92,8 +93,9 @@ def test_plain_jit_over_sharded_arrays_costs_as_many(sharding, data):
     sharding = SHARDINGS[sharding]
     with jax.set_mesh(sharding.mesh()):
         found = moved(partial(train, norm), *sharding.put(PARAMS, STATS, X, MASKS[data]))
-    assert len(found) == 2
-    assert sum(found) <= 5 * C
+    # Where positions are split, and the types do not say so, the pivots of the lanes are collected first.
+    assert len(found) == (4 if sharding is SHARDINGS["positions"] else 2)
+    assert sum(found) <= 24 * C
 
 
 def norm(params, stats, x, mask, **options):
@@ -133,4 +135,4 @@ def test_a_training_step_of_a_network_costs_two_a_layer_and_those_of_its_gradien
             found = moved(split, params, stats, x)
     # The gradients of the kernels, the loss and the last bias, which XLA puts together in one or a few.
     assert len(found) <= 2 * layers + 1
-    assert sum(found) <= layers * (4 * C + 1) + layers * C * C + 2 * C + 1
+    assert sum(found) <= layers * (6 * C + 2) + layers * C * C + 2 * C + 1

@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from jaxbn._core.axes import expand
 from jaxbn._core.normalize import multiplier
+from jaxbn._core.numbers import promote, real_dtype
 
 Weights = Mapping[str, Any]
 """{'kernel': array, ...} of one layer"""
@@ -77,10 +78,9 @@ def affine_of(params, batch_stats, epsilon: float, kernel) -> tuple[jax.Array, .
     """Multiplier, mean and bias of the batch norm, [C] each, in at least float32."""
     mean, var = jnp.asarray(batch_stats["mean"]), jnp.asarray(batch_stats["var"])
     scale, bias = params.get("scale"), params.get("bias")
-    with jax.numpy_dtype_promotion("standard"):
-        wide = jnp.result_type(kernel.dtype, mean.dtype, jnp.float32)
+    wide = promote(kernel.dtype, mean.dtype, jnp.float32)
     scale = None if scale is None else jnp.asarray(scale, wide)
-    a = multiplier(scale, var.astype(jnp.finfo(wide).dtype), epsilon).astype(wide)
+    a = multiplier(scale, var.astype(real_dtype(wide)), epsilon).astype(wide)
     return a, mean.astype(wide), jnp.zeros_like(a) if bias is None else jnp.asarray(bias, wide)
 
 

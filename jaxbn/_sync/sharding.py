@@ -1,0 +1,44 @@
+"""Arrays whose type says how they are split over devices (a mesh with explicit axes)."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def is_split(x: jax.Array) -> bool:
+    """Whether the type of `x` says that it is split over devices."""
+    return any(part is not None for part in jax.typeof(x).sharding.spec)
+
+
+def split_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """The arrays in their common shape, split over devices alike: each axis as the first of them that splits it.
+
+    JAX adds and multiplies arrays of which one is split, but does not choose between them.
+    """
+    shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in arrays))
+    spec: list = [None] * len(shape)
+    mesh = None
+    for a in arrays:
+        parts = jax.typeof(a).sharding.spec
+        mesh = jax.typeof(a).sharding.mesh if is_split(a) else mesh
+        for i, part in enumerate(parts, len(shape) - len(parts)):
+            if spec[i] is None and a.shape[i - len(shape)] == shape[i]:
+                spec[i] = part
+    arrays = tuple(jnp.expand_dims(a, tuple(range(len(shape) - jnp.ndim(a)))) for a in arrays)
+    arrays = tuple(jnp.broadcast_to(a, shape) for a in arrays)
+    if mesh is None:
+        return list(arrays)
+    return [jax.sharding.reshard(a, NamedSharding(mesh, P(*spec))) for a in arrays]
+
+
+def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x`, split over devices as `like`, an array of its shape."""
+    if is_split(x) or is_split(like):
+        return jax.sharding.reshard(x, jax.typeof(like).sharding)
+    return x
+
+
+def where(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`jnp.where`, of arrays that are split over devices each in its own way too."""
+    return jax.lax.select(*split_alike(condition, a, b))

@@ -1,0 +1,99 @@
+"""The moments of a batch in one read of x, about a pivot that costs nothing to find.
+
+The meaning reads x twice: for its mean, and for the sums about that. Any value near the mean is as good a pivot.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxbn._xla.passes import GPU
+from jaxbn._xla.program import Program, in_lanes, is_static, planned
+
+
+def one_read(two_reads: Callable, about: Callable, merge: Callable, over: tuple[int, ...], dtype, x, mask, hint):
+    """A pivot [C], of that dtype, and the moments about it, of `two_reads(x, mask, hint)`, over the axes `over`.
+
+    `about(pivot, x, mask)` gives the moments of `x - pivot` [C], and `merge(pivots, moments, origin)` those of all
+    lanes from those of each. `hint` [C], the running mean, or None: free, but far off in a cold start.
+    """
+
+    # A type that says along which axis x is split says where the lanes lie; otherwise they are examples.
+    split = [a for a, part in zip(range(x.ndim), jax.typeof(x).sharding.spec, strict=False) if part and a in over]
+    lane_axis = split[0] if split else over[0] if over else 0
+
+    def near_some_rows(x, mask, hint):
+        pivot = _mean_of_some_rows(x, over, dtype)
+        return pivot, about(pivot, x, mask)
+
+    def near_hint(x, mask, hint):
+        return _near_hint(about, x, mask, hint.astype(dtype))
+
+    # A plan outlives the trace, so it holds no array.
+    fits, has_mask, has_hint = is_static(x) and 0 not in x.shape and bool(over), mask is not None, hint is not None
+    size = x.shape[lane_axis] if fits else 0
+
+    def plan(program: Program):
+        if not fits:
+            return None
+        if program.runs_on("tpu"):
+            return near_hint if has_hint else None
+        if not program.runs_on("cpu", *GPU) or program.pieces == 0:
+            return None
+        lanes = math.gcd(size, program.pieces)
+        if program.pieces == 1:
+            return None if has_mask else near_some_rows
+        of_lane = two_reads if has_mask else near_some_rows
+        return functools.partial(_by_lanes, of_lane, merge, lane_axis, lanes) if lanes > 1 else None
+
+    return planned(two_reads, plan)(x, mask, hint)
+
+
+def _mean_of_some_rows(x: jax.Array, over: tuple[int, ...], dtype) -> jax.Array:
+    """Mean of up to eight rows, spread over the first axis: close to the mean, and almost nothing to read."""
+    for i, a in enumerate(over):
+        if i == 0:
+            x = lax.slice_in_dim(x, 0, None, max(1, x.shape[a] // 8), axis=a)
+            x = lax.slice_in_dim(x, 0, min(8, x.shape[a]), axis=a)
+        else:
+            x = lax.slice_in_dim(x, x.shape[a] // 2, x.shape[a] // 2 + 1, axis=a)
+    mean = x.astype(dtype).mean(over)
+    # A pivot that is not finite would spread from its own row to the channel; the sums tell of it anyway.
+    return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))
+
+
+def _near_hint(about: Callable, x, mask, pivot):
+    """On a TPU a convolution sums what it writes, and rows of it cost a read: the hint is the pivot.
+
+    Where it was more than eight deviations off in some channel, the mean that came of it is, in a second read.
+    """
+    moments = about(pivot, x, mask)
+    delta = moments.mean
+    square = jnp.square(delta.real) + jnp.square(delta.imag) if jnp.iscomplexobj(delta) else jnp.square(delta)
+    far = jnp.any((square > 64 * moments.var) & jnp.isfinite(delta))
+
+    def again(pivot, moments):
+        mean = pivot + moments.mean
+        mean = jnp.where(jnp.isfinite(mean), mean, pivot)
+        return mean, about(mean, x, mask)
+
+    return lax.cond(far, again, lambda pivot, moments: (pivot, moments), pivot, moments)
+
+
+def _by_lanes(of_lane: Callable, merge: Callable, axis: int, lanes: int, x, mask, hint):
+    """As many lanes as devices, each about a pivot of its own, of which no other hears: one collective merges them."""
+
+    def cut(v):
+        if v is None or v.shape[axis] == 1:
+            return v, None
+        return v.reshape(*v.shape[:axis], lanes, -1, *v.shape[axis + 1 :]), axis
+
+    (x, a), (mask, b) = cut(x), cut(mask)
+    with in_lanes(lanes):
+        pivots, moments = jax.vmap(of_lane, in_axes=(a, b, None))(x, mask, hint)
+    origin = jnp.zeros(pivots.shape[1:], pivots.dtype) if hint is None else hint
+    return merge(pivots, moments, origin)
