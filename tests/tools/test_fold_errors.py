@@ -8,6 +8,8 @@ from flax import linen as nn
 from flax import nnx
 from flax.core import FrozenDict
 from fold_models import filled
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxbn
 
@@ -206,3 +208,16 @@ def test_nothing_is_moved_behind_the_back_of_a_transfer_guard():
     with jax.transfer_guard("disallow"):
         folded = jaxbn.fold(Two(), variables, x)
     assert np.all(folded["params"]["a"]["scale"] == 1)
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P(), P("d")])
+def test_arrays_that_are_split_over_devices_are_folded_where_they_are(kind, spec):
+    variables = two()
+    right = jaxbn.fold(Two(), variables, X)
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(kind,))
+    split = jax.device_put(variables, NamedSharding(mesh, P()))
+    split["params"]["first"]["bias"] = jax.device_put(split["params"]["first"]["bias"], NamedSharding(mesh, spec))
+    folded = jaxbn.fold(Two(), split, jax.device_put(X, NamedSharding(mesh, spec)))
+    assert len(folded["params"]["first"]["bias"].sharding.device_set) == 2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), folded, right)

@@ -170,7 +170,11 @@ def _bind_params(eqn) -> dict[str, Any]:
 
 
 def trace(f: Callable, *args) -> Program:
-    """The flat program of `f(*args)`."""
+    """The flat program of `f(*args)`, for arrays of their shapes and dtypes, on whatever devices they are."""
+
+    def shape(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
+
     # Another precision is another key of the caches of jit: a part of the model that has run before is traced again.
     with jax.default_matmul_precision("highest"):
-        return read(jax.make_jaxpr(f)(*args))
+        return read(jax.make_jaxpr(f)(*jax.tree.map(shape, args)))
