@@ -20,8 +20,9 @@ import jaxbn.linen
 import jaxbn.nnx
 import jaxbn.testing
 from jaxbn import interop
+from tests.argument_calls import Row
 from tests.argument_kinds import KINDS, Traced
-from tests.argument_rows import ROWS, Row
+from tests.argument_rows import ROWS
 
 CHECKED = [(row, argument) for row in ROWS for argument in row.kinds]
 EXEMPT = {
