@@ -187,7 +187,11 @@ ROWS = [
         "jaxbn.interop.to_torch_options",
         interop.to_torch_options,
         {"unbiased": True},
-        {"momentum": "torch momentum", "epsilon": "epsilon"},
+        {
+            "momentum": "torch momentum",
+            "epsilon": "epsilon",
+            **dict.fromkeys(("unbiased", "use_scale", "use_bias"), "flag that must be True"),
+        },
     ),
     Row(
         "jaxbn.linen.BatchNorm",
