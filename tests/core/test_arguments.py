@@ -74,6 +74,8 @@ def outcomes(index: int) -> list[tuple[str, str]]:
 def shown(value) -> str:
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype}{list(value.shape)}"
+    if inspect.isfunction(value):
+        return f"{value.__name__} of line {value.__code__.co_firstlineno} of {value.__code__.co_filename}"
     return " ".join(repr(value).split())[:80]
 
 
