@@ -5,8 +5,8 @@
     python tests/mutants.py --list
 
 Each is planted in a copy of the package in a temporary folder; the package itself stays as it is. A mutant is killed
-where a test fails that passes without it, and unknown where the tests do not end in time. The exit status is 1 if one survives that
-`tests/mutant_table.py` does not explain as equivalent.
+where a test fails that passes without it, and unknown where the tests do not end in time. The exit status is 1 if one
+survives that `tests/mutant_table.py` does not explain as equivalent.
 """
 
 import argparse
