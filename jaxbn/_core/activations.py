@@ -55,6 +55,10 @@ def _check_elementwise(activation: Callable, dtype) -> None:
         raise ValueError(
             f"`activation` must be elementwise, giving the shape that it is given, {list(x.shape)}, got {result}."
         )
+    if not jnp.issubdtype(result.dtype, jnp.inexact):
+        raise TypeError(
+            f"`activation` must give floating or complex values, got {result.dtype.name} from {activation!r}."
+        )
     mixing = sorted(name for name in _primitives(jaxpr.jaxpr) if name.startswith(MIXES) and name != "reduce_precision")
     if mixing:
         raise ValueError(
