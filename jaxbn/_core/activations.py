@@ -45,7 +45,9 @@ def check_activation(activation: Activation | None, dtype):
 def _check_elementwise(activation: Callable, dtype) -> None:
     x = jax.ShapeDtypeStruct((2, 3), dtype)
     try:
-        jaxpr, result = jax.make_jaxpr(activation, return_shape=True)(x)
+        jaxpr, result = jax.make_jaxpr(lambda x: activation(x), return_shape=True)(
+            x
+        )  # a NumPy ufunc itself would end the process
     except Exception as error:
         raise TypeError(
             f"`activation` must be a function of a jax array, got {activation!r}, which fails on "

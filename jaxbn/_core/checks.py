@@ -226,7 +226,8 @@ def check_momentum(momentum, batch_stats):
 def _check_schedule(momentum) -> None:
     """A callable of a count [] int32 that gives a weight [] in [0, 1], as far as its first values tell."""
     try:
-        jax.eval_shape(momentum, jax.ShapeDtypeStruct((), jnp.int32))
+        # Not the callable itself: a NumPy ufunc among what JAX has cached ends the process.
+        jax.eval_shape(lambda count: momentum(count), jax.ShapeDtypeStruct((), jnp.int32))
     except Exception as error:
         raise TypeError(
             f"`momentum` must be a function of a traced count [] int32, got {momentum!r}, which fails: "
