@@ -15,6 +15,7 @@ from jaxbn._core import checks
 from jaxbn._models.functions import as_function
 from jaxbn._models.marks import Output, outputs_of_layers
 from jaxbn._models.tree import leaf_name
+from jaxbn._tools.checks import check_function, check_integer, check_mapping, check_text
 
 DESCRIPTIONS = {
     "layers": "the output of {}",
@@ -69,12 +70,20 @@ def assert_split_invariant(
       Traceback (most recent call last):
       AssertionError: the output of BatchNorm is the first that changes when the batch is split into 2: by ...
     """
+    check_text(axis_name, "axis_name")
+    check_integer(parts, "parts", 2)
+    if loss is not None:
+        check_function(loss, "loss", ("output", *(f"input {i}" for i in range(len(inputs)))))
+    if not checks.check_number(tolerance, "tolerance") >= 0:
+        raise ValueError(f"`tolerance` must not be negative, got {tolerance!r}.")
+    if variables is not None:
+        check_mapping(variables, "variables", "be None or variables of linen, {'params': ..., 'batch_stats': ...}")
     leaves, treedef = jax.tree.flatten(inputs)
     arrays = {i: jnp.asarray(v) for i, v in enumerate(leaves) if np.ndim(v) > 0}
     sizes = {v.shape[0] for v in arrays.values()}
-    if len(sizes) != 1 or parts < 2 or sizes.pop() % parts:
+    if len(sizes) != 1 or sizes.pop() % parts:
         raise ValueError(
-            "`parts` must be at least 2 and divide the batch, the first axis of all inputs, got "
+            "`parts` must divide the batch, the first axis of all inputs, got "
             f"{parts} and {[checks.describe(v) for v in arrays.values()]}."
         )
 

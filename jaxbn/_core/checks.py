@@ -179,15 +179,15 @@ def check_moments(moments, batch_stats):
     return type(moments)(count if jnp.issubdtype(count.dtype, jnp.floating) else count.astype(var.dtype), mean, var)
 
 
-def check_epsilon(epsilon) -> float:
+def check_epsilon(epsilon, name: str = "epsilon") -> float:
     """A number, at least 0, static."""
-    epsilon = _number(epsilon, "epsilon")
+    epsilon = check_number(epsilon, name)
     if not (epsilon >= 0 and math.isfinite(epsilon)):
-        raise ValueError(f"`epsilon` must be finite and not negative, got {epsilon!r}.")
+        raise ValueError(f"`{name}` must be finite and not negative, got {epsilon!r}.")
     return epsilon
 
 
-def _number(value, name: str) -> float:
+def check_number(value, name: str) -> float:
     """A real number known at trace time."""
     is_number = isinstance(value, float | int | np.generic | np.ndarray | jax.Array) and not isinstance(
         value, bool | Tracer
@@ -214,7 +214,7 @@ def check_momentum(momentum, batch_stats):
         if momentum.shape != () or not jnp.issubdtype(momentum.dtype, jnp.floating):
             raise ValueError(f"`momentum` must be a floating scalar, got {describe(momentum)}.")
         return momentum
-    number = _number(momentum, "momentum") if not isinstance(momentum, str) else momentum
+    number = check_number(momentum, "momentum") if not isinstance(momentum, str) else momentum
     if isinstance(number, str):
         raise TypeError(f"`momentum` must be a number, None or a callable of the count, got {momentum!r}.")
     if not 0 <= number <= 1:

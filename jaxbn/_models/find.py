@@ -41,7 +41,9 @@ def find_batch_norms(model: Any) -> dict[Path, Found]:
         for path, stats in nodes(variables["batch_stats"], is_batch_stats).items()
     }
     if not found:
-        raise ValueError("The model must have a batch norm: no place of its `batch_stats` holds 'mean' and 'var'.")
+        raise ValueError(
+            "`model` must have a batch norm, a place of its `batch_stats` with 'mean' and 'var', got none."
+        )
     return found
 
 
@@ -57,8 +59,7 @@ def as_variables(model: Any) -> Mapping[str, Any]:
         return model
     got = f"keys {sorted(map(str, model))}" if isinstance(model, Mapping) else type(model).__name__
     raise TypeError(
-        "A model must be given as its variables, {'params': ..., 'batch_stats': ...}, or as a flax.nnx module or "
-        f"state, got {got}."
+        f"`model` must be variables, {{'params': ..., 'batch_stats': ...}}, or a flax.nnx module or state, got {got}."
     )
 
 

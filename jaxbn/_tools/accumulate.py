@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbn._core import checks
 from jaxbn._core.merge import zeros_of_layer
 from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.state import update_batch_stats
@@ -102,6 +103,7 @@ def commit_moments(
     def commit(path: Path, stats: Mapping[str, Any]) -> Mapping[str, Any]:
         if path not in moments:
             return stats
+        _check_count(path, stats)
 
         def update(stats, moments):
             return update_batch_stats(stats, moments, momentum=momenta[path], unbiased=corrections[path])
@@ -115,11 +117,25 @@ def commit_moments(
     return map_layers(batch_stats, commit, lambda _, leaf: leaf)
 
 
+def _check_count(path: Path, stats: Mapping[str, Any]) -> None:
+    """A count of the layers of a stack, [] or [L], or of the channels, [L, C]."""
+    mean, count = (jnp.shape(checks.check_array(stats.get(k, 0), f"batch_stats[{k!r}]")) for k in ("mean", "count"))
+    if count != mean[: len(count)]:
+        raise ValueError(
+            f"`batch_stats['count']` must have the shape of the mean, {list(mean)}, or its first axes, got "
+            f"{list(count)} at {path_name(path)}."
+        )
+
+
 def _counts_layers(stats: Mapping[str, Any]) -> bool:
     return "count" in stats and jnp.shape(stats["count"]) != jnp.shape(stats["mean"])
 
 
 def _check_places(tree: Any, moments: Mapping[Path, Moments], layers: Mapping[Path, Any]) -> None:
+    if layers and not moments and not nodes(tree, lambda node: not isinstance(node, Mapping | list | tuple)):
+        raise ValueError(
+            f"`batch_moments` must hold moments of a layer of `batch_stats`, {[*map(path_name, layers)]}, got none."
+        )
     for path in nodes(tree, lambda node: is_moments(node) or not isinstance(node, Mapping | list | tuple)):
         if path not in moments:
             here = sorted(p[-1] for p in nodes(tree, lambda n: not isinstance(n, Mapping)) if p[:-1] == path[:-1])

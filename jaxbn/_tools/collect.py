@@ -19,6 +19,7 @@ from jaxbn._models.tree import Path, moments_by_path, path_name, set_at
 from jaxbn._models.unbound_axes import with_axes_bound
 from jaxbn._models.watch import watch_linen
 from jaxbn._tools.batches import as_arrays
+from jaxbn._tools.checks import check_function
 
 Forward = Callable[[Any, Any], Any]
 
@@ -72,14 +73,16 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
       >>> jaxbn.collect_moments(lambda model, x: model(x), model, jnp.array([[1.0], [3.0]]))[()].mean.tolist()
       [2.0]
     """
-    collector = Collector(forward, model)
+    collector = Collector(forward, model, "batch")
     return dict(zip(collector.stats, collector(collector.start, batch)[0], strict=True))
 
 
 class Collector:
     """Looks at batch after batch: what enters each layer, and the state of the model with which it goes on."""
 
-    def __init__(self, forward: Forward, model: Any):
+    def __init__(self, forward: Forward, model: Any, batch_name: str):
+        check_function(forward, "forward", ("model", "batch"))
+        self._batch_name = batch_name
         self.stats: dict[Path, BatchStats] = {path: f.batch_stats for path, f in find_batch_norms(model).items()}
         """running statistics of each layer by its path; those that normalize in evaluation"""
         self.notes = notes.Notes()
@@ -95,7 +98,7 @@ class Collector:
 
     def __call__(self, state: Any, batch: Any) -> tuple[list[Moments], Any]:
         """The moments of each layer, [C], and the next state, for the state before (`start` at first)."""
-        moments, new = self._run(state, list(self.stats.values()), as_arrays(batch))
+        moments, new = self._run(state, list(self.stats.values()), as_arrays(batch, self._batch_name))
         return moments, self._go_on(state, new)
 
     def _traced(self, state: Any, stats: list[BatchStats], batch: Any) -> tuple[list[Moments], Any]:
@@ -138,7 +141,7 @@ class Collector:
             shape = jnp.shape(self.stats[path]["mean"])
             if jnp.shape(m.mean) != shape:
                 raise ValueError(
-                    f"The moments of a layer must have the shape of its statistics, {list(shape)} of "
+                    f"`forward` must return moments of a layer in the shape of its statistics, {list(shape)} of "
                     f"{path_name(path)}, got {list(jnp.shape(m.mean))}. Do 'batch_moments' and 'batch_stats' have the "
                     "same entry in `variable_axes` of the stack that it is in?"
                 )

@@ -10,6 +10,7 @@ from jaxbn._models.tree import path_name
 from jaxbn._models.unbound_axes import with_axes_bound
 from jaxbn._models.watch import Call, watch_linen
 from jaxbn._tools.batches import as_arrays
+from jaxbn._tools.checks import check_function, check_mapping
 
 
 def layer_options(forward: Callable[[Any, Any], Any], variables: Mapping[str, Any], batch: Any) -> dict[str, Any]:
@@ -47,6 +48,11 @@ def layer_options(forward: Callable[[Any, Any], Any], variables: Mapping[str, An
       >>> new["layers_0"]["mean"].tolist()
       [1.0]
     """
+    check_function(forward, "forward", ("variables", "batch"))
+    rule = "be variables of linen, {'params': ..., 'batch_stats': ...}"
+    check_mapping(variables, "variables", rule)
+    if "batch_stats" not in variables:
+        raise ValueError(f"`variables` must {rule}, got the keys {sorted(map(str, variables))}.")
     options: dict[str, dict[str, Any]] = {"momentum": {}, "unbiased": {}}
     if "flax.linen" in sys.modules:
         from flax import linen as nn

@@ -14,6 +14,7 @@ from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models.find import find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, path_name, set_at
 from jaxbn._tools import processes
+from jaxbn._tools.checks import check_iterable
 from jaxbn._tools.collect import Collector, Forward
 from jaxbn._tools.optional import load
 from jaxbn._tools.seen import Seen, look_at_all, with_seen
@@ -102,13 +103,14 @@ def recalibrate(
     """
     for name, value in (("sequential", sequential), ("unbiased", unbiased), ("progress", progress)):
         checks.check_static_bool(value, name)
+    check_iterable(batches, "batches", "be a list, a data loader or another iterable of batches")
     original = {path: f.batch_stats for path, f in find_batch_norms(model).items()}
     if sequential and isinstance(batches, Iterator):
         raise ValueError(
             "`batches` must give the same batches each time it is iterated where `sequential` is set, such as a list "
             f"or a data loader, got {type(batches).__name__}, which can be read once."
         )
-    collector = Collector(forward, model)
+    collector = Collector(forward, model, "batches")
     # Layers that nn.scan or nnx.scan stacks stand in one array, and are still one after the other.
     num_passes = sum(math.prod(s["mean"].shape[:-1]) for s in original.values()) if sequential else 1
     merged: list[Seen] = []

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxbn._core.checks import check_array, describe
 from jaxbn._core.merge import merge_stacked
 from jaxbn._core.types import Moments
 from jaxbn._models.tree import Path, map_layers, path_name
 from jaxbn._tools.accumulate import check_tree
+from jaxbn._tools.checks import check_iterable
 
 
 def merge_batch_stats(
@@ -48,14 +50,16 @@ def merge_batch_stats(
     if counts is not None:
         _check_counts(counts)
     if not isinstance(batch_stats, Mapping):
-        if not batch_stats:
-            raise ValueError("`batch_stats` must hold at least one replica, got none.")
-        for replica in batch_stats:
-            check_tree(replica, "batch_stats")
-        batch_stats = jax.tree.map(lambda *replicas: jnp.stack(replicas), *batch_stats)
+        check_iterable(batch_stats, "batch_stats", "be a dict of layers, or a sequence of these, one for each replica")
+        batch_stats = _stacked(list(batch_stats))
 
     def merge(_, layer: Mapping[str, Any]) -> dict[str, jax.Array]:
-        mean, var = jnp.asarray(layer["mean"]), jnp.asarray(layer["var"])
+        mean, var = (check_array(layer[name], f"batch_stats[{name!r}]") for name in ("mean", "var"))
+        if mean.ndim < 1 or mean.shape != var.shape:
+            raise ValueError(
+                "`batch_stats` must have a mean and a var of one shape, [N, C] of N replicas, got "
+                f"{describe(mean)} and {describe(var)}."
+            )
         weights = jnp.ones(mean.shape[:1], var.dtype) if counts is None else jnp.asarray(counts).astype(var.dtype)
         if weights.ndim != 1 or not weights.size or weights.shape != mean.shape[:1]:
             raise ValueError(
@@ -75,6 +79,21 @@ def merge_batch_stats(
         )
 
     return map_layers(batch_stats, merge, stop)
+
+
+def _stacked(replicas: list[Any]) -> Any:
+    if not replicas:
+        raise ValueError("`batch_stats` must hold at least one replica, got none.")
+    for replica in replicas:
+        check_tree(replica, "batch_stats")
+    shapes = [jax.tree.map(lambda v: jnp.shape(check_array(v, "batch_stats")), replica) for replica in replicas]
+    other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"`batch_stats` must have the same layers and shapes in all replicas, {shapes[0]}, got {shapes[other]} "
+            f"in number {other}, counted from 0."
+        )
+    return jax.tree.map(lambda *values: jnp.stack(values), *replicas)
 
 
 def _check_counts(counts: jax.Array) -> None:

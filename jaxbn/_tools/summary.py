@@ -159,7 +159,13 @@ def _by_path(moments: Any) -> dict[Any, Moments]:
     if moments is None:
         return {}
     of_paths = isinstance(moments, Mapping) and all(isinstance(path, tuple) for path in moments)
-    return dict(moments) if of_paths else moments_by_path(moments)
+    found = dict(moments) if of_paths else moments_by_path(moments)
+    if not found:
+        raise ValueError(
+            "`moments` must be jaxbn.Moments of the batch norms, from jaxbn.collect_moments or in a tree like "
+            f"`batch_stats`, got {type(moments).__name__} without any."
+        )
+    return found
 
 
 def _check_moments(name: str, moments: Moments, layer: Found) -> None:

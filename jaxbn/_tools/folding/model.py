@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxbn._tools.checks import check_iterable
 from jaxbn._tools.folding.plan import Pair, Plan
 
 
@@ -55,14 +56,15 @@ def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
       >>> bool(jnp.allclose(model.apply(folded, x), model.apply(variables, x), atol=1e-6))
       True
     """
+    pairs = None if pairs is None else _checked_pairs(pairs)
     side = side_of(model, args, kwargs)
     plan = Plan(side)
     if pairs is None:
         folds, left = plan.choose()
         if not folds:
-            raise ValueError(f"The model has no batch norm that can be folded.{_lines(left)}")
+            raise ValueError(f"`model` must have a pair to fold, got no batch norm that can be folded.{_lines(left)}")
     else:
-        plan.take([(str(a), str(b)) for a, b in pairs])
+        plan.take(pairs)
     return side.with_weights(plan.weights)
 
 
@@ -116,6 +118,16 @@ def side_of(model, args, kwargs):
 
         return NnxModel(model, *args, **kwargs)
     raise TypeError(f"`model` must be a linen or nnx module, got {type(model).__name__}.")
+
+
+def _checked_pairs(pairs) -> list[Pair]:
+    rule = "be None or a list of pairs of paths, (path, path) each"
+    check_iterable(pairs, "pairs", rule)
+    pairs = list(pairs)
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
+            raise TypeError(f"`pairs` must {rule}, got {pair!r}.")
+    return [(first, second) for first, second in pairs]
 
 
 def _lines(left: dict[str, str]) -> str:

@@ -1,13 +1,15 @@
 """Folding one batch norm into the convolution or dense layer beside it: kernels and biases in and out."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from jaxbn._core import checks
 from jaxbn._core.types import BatchStats, Params
-from jaxbn._tools.folding.affine import affine_of, check_overflow, following, previous
+from jaxbn._tools.checks import check_integer, check_mapping
+from jaxbn._tools.folding.affine import FeaturesError, affine_of, check_overflow, following, previous
 
 
 def fold_into_previous(
@@ -51,7 +53,12 @@ def fold_into_previous(
     """
     kernel, bias = _check_layer(layer)
     affine = affine_of(*_checked(params, batch_stats, epsilon), kernel)
-    kernel, bias = _round(layer, *previous(kernel, bias, affine, out_axis))
+    if not -kernel.ndim <= check_integer(out_axis, "out_axis", -kernel.ndim) < kernel.ndim:
+        raise ValueError(f"`out_axis` must be an axis of the kernel, {checks.describe(kernel)}, got {out_axis}.")
+    _check_bias(bias, kernel.shape[out_axis])
+    with _naming("`layer`"):
+        folded = previous(kernel, bias, affine, out_axis)
+    kernel, bias = _round(layer, *folded)
     return {**layer, "kernel": kernel, "bias": bias}
 
 
@@ -91,7 +98,14 @@ def fold_into_next(
     """
     kernel, bias = _check_layer(layer)
     affine = affine_of(*_checked(params, batch_stats, epsilon), kernel)
-    kernel, bias = _round(layer, *following(kernel, bias, affine, feature_group_count))
+    if kernel.shape[-1] % check_integer(feature_group_count, "feature_group_count", 1):
+        raise ValueError(
+            f"`feature_group_count` must divide the output features, {kernel.shape[-1]}, got {feature_group_count}."
+        )
+    _check_bias(bias, kernel.shape[-1])
+    with _naming("`layer` and `feature_group_count`"):
+        folded = following(kernel, bias, affine, feature_group_count)
+    kernel, bias = _round(layer, *folded)
     return {**layer, "kernel": kernel, "bias": bias}
 
 
@@ -103,13 +117,28 @@ def _checked(params, batch_stats, epsilon) -> tuple[Params, BatchStats, float]:
 
 
 def _check_layer(layer) -> tuple[jax.Array, jax.Array | None]:
-    if not isinstance(layer, Mapping) or "kernel" not in layer:
-        raise TypeError(f"`layer` must be a dict with 'kernel' (and 'bias'), got {checks.describe(layer)}.")
+    check_mapping(layer, "layer", "be a dict with 'kernel' (and 'bias')")
+    if "kernel" not in layer:
+        raise ValueError(f"`layer` must be a dict with 'kernel' (and 'bias'), got {sorted(map(str, layer))}.")
     kernel = checks.check_input(layer["kernel"], "layer['kernel']")
     bias = layer.get("bias")
     if kernel.ndim < 2:
         raise ValueError(f"`layer['kernel']` must have input and output features, got {checks.describe(kernel)}.")
-    return kernel, None if bias is None else jnp.asarray(bias)
+    return kernel, None if bias is None else checks.check_input(bias, "layer['bias']")
+
+
+def _check_bias(bias: jax.Array | None, features: int) -> None:
+    if bias is not None and bias.shape != (features,):
+        raise ValueError(f"`layer['bias']` must have the output features, [{features}], got {checks.describe(bias)}.")
+
+
+@contextlib.contextmanager
+def _naming(arguments: str) -> Iterator[None]:
+    """What does not fit is told as an error of these arguments."""
+    try:
+        yield
+    except FeaturesError as error:
+        raise ValueError(f"{arguments} must fit the batch norm, got other features. {error}") from None
 
 
 def _round(layer, kernel, bias):

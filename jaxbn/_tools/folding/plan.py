@@ -65,7 +65,7 @@ class Plan:
                 reason = reason or self._fold(fold)
                 done.update(fold.pairs())
             if reason is not None:
-                raise ValueError(f"{pair} cannot be folded: {reason}; nothing was changed.")
+                raise ValueError(f"`pairs` must be exact to fold, got {pair}: {reason}; nothing was changed.")
 
     def _candidates(self, norm: str) -> list[Fold]:
         """The folds of a batch norm into what stands right before and right after it."""
