@@ -43,7 +43,9 @@ def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndar
       (2, 3)
     """
     path = _with_suffix(path)
-    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):
+    if max_bytes is not None and (
+        isinstance(max_bytes, bool | np.ndarray) or not hasattr(max_bytes, "__index__") or max_bytes < 0
+    ):
         raise ValueError(f"`max_bytes` must be a number of bytes or None, got {max_bytes!r}.")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -86,6 +88,8 @@ def save(path: str | Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _with_suffix(path: str | Path) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"`path` must be a string or a path, got {path!r}.")
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise FileError(

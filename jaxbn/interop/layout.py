@@ -36,6 +36,8 @@ class Framework(NamedTuple):
     """The conventions of another framework."""
 
     name: str
+    weights: str
+    """the argument that holds its weights"""
     separator: str
     """between the parts of a name"""
     leaves: dict[str, str]
@@ -79,6 +81,7 @@ def keras_kernel(kernel: np.ndarray, layout: Layout, export: bool) -> np.ndarray
 
 TORCH = Framework(
     "PyTorch",
+    "state_dict",
     ".",
     {
         "kernel": "weight",
@@ -95,6 +98,7 @@ TORCH = Framework(
 )
 KERAS = Framework(
     "Keras",
+    "weights",
     "/",
     {
         "scale": "gamma",

@@ -39,7 +39,12 @@ def explain(framework: Framework, misfits: list[Misfit], opened: Opened, arrays,
         lines.append(f"  ... and {len(misfits) - SHOWN} more")
     proposal = _proposal(framework, misfits, opened, arrays, attempt)
     return "\n".join(
-        [f"The weights of {framework.name} do not fit the model; nothing was imported ({numbers}):", *lines, *proposal]
+        [
+            f"`{framework.weights}` must fit the model, got weights of {framework.name} that do not; nothing was "
+            f"imported ({numbers}):",
+            *lines,
+            *proposal,
+        ]
     )
 
 

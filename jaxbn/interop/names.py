@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
+from jaxbn._tools.checks import check_mapping, check_text
+
 Kinds = Mapping[str, str]
 """name of a layer -> its kind"""
 
@@ -54,6 +56,21 @@ TABLES = {
     "TORCHVISION_MOBILENET_V2": TORCHVISION_MOBILENET_V2,
     "TIMM_MOBILENET_V2": TIMM_MOBILENET_V2,
 }
+
+
+def check_names(names, prefix, layouts=None) -> None:
+    """The names, the prefix and the layouts, as far as they say it without a model.
+
+    Raises:
+      TypeError: one is of another type.
+    """
+    for argument, given, values in (("names", names, str), ("layouts", layouts, object)):
+        rule = f"map paths of layers to {argument}"
+        check_mapping({} if given is None else given, argument, f"be None or {rule}")
+        for row in (given or {}).items():
+            if not (isinstance(row[0], str) and isinstance(row[1], values)):
+                raise TypeError(f"`{argument}` must {rule}, got {row[0]!r}: {row[1]!r}.")
+    check_text(prefix, "prefix")
 
 
 def resolve(names: Mapping[str, str], ours: Kinds, theirs: Kinds, separator: str) -> dict[str, str]:

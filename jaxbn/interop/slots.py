@@ -55,6 +55,12 @@ def open_model(model) -> Opened:
     paths = [plain_path(keys) for keys, _ in keyed]
     # A box of Flax (nn.Partitioned) is one more step, under the name `value`.
     paths = [p[:-1] if hasattr(keys[-1], "name") else p for p, (keys, _) in zip(paths, keyed, strict=True)]
+    for path, (_, value) in zip(paths, keyed, strict=True):
+        if len(path) < 2 or not (hasattr(value, "shape") and hasattr(value, "dtype")):
+            raise TypeError(
+                "`model` must be variables, {'params': ..., 'batch_stats': ...} of named arrays, or an nnx module, got "
+                f"{type(value).__name__} at {_join(path)}."
+            )
     layers: dict[str, dict[str, int]] = {}
     for (_, *path, leaf), (_, value) in zip(paths, keyed, strict=True):
         layers.setdefault(_join(path), {})[str(leaf)] = len(value.shape)
@@ -98,7 +104,10 @@ def name_slots(opened: Opened, framework: Framework, names, prefix: str, layouts
         key = prefix + (f"{outer}{framework.separator}{theirs}" if outer else theirs)
         slot = Slot(_join((collection, *parts, leaf)), path, leaf, key, layout, path in known, value)
         if key in owner:
-            raise ValueError(f"{owner[key]} and {slot.name} have one name in {framework.name}, {key!r}.")
+            raise ValueError(
+                "`names` must give each layer a name of its own, got one twice: "
+                f"{owner[key]} and {slot.name} have one name in {framework.name}, {key!r}."
+            )
         owner[key] = slot.name
         slots.append(slot)
     return slots

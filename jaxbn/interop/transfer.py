@@ -6,16 +6,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbn._tools.checks import check_mapping
 from jaxbn.interop.arrays import as_array
 from jaxbn.interop.layout import Framework
 from jaxbn.interop.misfits import Misfit, explain
-from jaxbn.interop.names import is_pattern, kind, resolve
+from jaxbn.interop.names import check_names, is_pattern, kind, resolve
 from jaxbn.interop.slots import Opened, Slot, may_be_transposed, name_slots, open_model
 
 
 def take(framework: Framework, source, model, names, prefix: str, layouts):
     """The model with the values of `source`, where all of them fit."""
-    arrays = as_arrays(source)
+    check_names(names, prefix, layouts)
+    arrays = as_arrays(source, framework.weights)
     opened = open_model(model)
 
     def attempt(names, prefix):
@@ -28,16 +30,15 @@ def take(framework: Framework, source, model, names, prefix: str, layouts):
     return opened.build([jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in values])
 
 
-def as_arrays(source) -> dict[str, np.ndarray]:
+def as_arrays(source, argument: str) -> dict[str, np.ndarray]:
     """The entries of a checkpoint.
 
     Raises:
       TypeError: one is no array.
     """
-    rule = "A checkpoint must map names to arrays or tensors"
-    if not isinstance(source, Mapping):
-        raise TypeError(f"{rule}, got {type(source).__name__}.")
-    return {str(name): as_array(str(name), value, rule) for name, value in source.items()}
+    rule = "map names to arrays or tensors"
+    check_mapping(source, argument, rule)
+    return {str(name): as_array(str(name), value, f"`{argument}` must {rule}") for name, value in source.items()}
 
 
 def match(framework: Framework, arrays: Mapping[str, np.ndarray], slots: list[Slot]) -> tuple[list, list[Misfit]]:
@@ -77,6 +78,7 @@ def layers(framework: Framework, arrays: Mapping[str, np.ndarray], prefix: str =
 
 def give(framework: Framework, model, names, prefix: str, layouts) -> dict[str, np.ndarray]:
     """The arrays of the model by their names in the other framework."""
+    check_names(names, prefix, layouts)
     if any(is_pattern(*row) for row in dict(names or {}).items()):
         raise ValueError(
             "`names` must be without patterns where no checkpoint is there to match: "
@@ -87,13 +89,16 @@ def give(framework: Framework, model, names, prefix: str, layouts) -> dict[str, 
         if _absent(framework, slot):
             continue
         if may_be_transposed(slot):
-            raise ValueError(f"{slot.name} {list(slot.value.shape)} {_AMBIGUOUS.format(slot.path)}.")
-        value = np.asarray(slot.value)
+            raise ValueError(f"`model` has {slot.name} {list(slot.value.shape)}, which {_AMBIGUOUS.format(slot.path)}.")
+        value = as_array(slot.name, slot.value, "`model` must hold arrays")
         if value.dtype.name == "bfloat16":
             value = value.astype(np.float32)
         value = _convert(framework, slot, value, export=True)
         if value is None:
-            raise ValueError(f"{slot.name} {list(slot.value.shape)} does not have the layout {slot.layout!r}.")
+            raise ValueError(
+                f"`layouts[{slot.path!r}]` must fit its layer, got a kernel that does not: {slot.name} "
+                f"{list(slot.value.shape)} does not have the layout {slot.layout!r}."
+            )
         # A copy: PyTorch wants arrays that it may write to.
         exported[slot.key] = np.array(value, np.int64 if slot.leaf == "count" else None, order="C")
     return exported

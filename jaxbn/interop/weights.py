@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxbn._tools.checks import check_iterable
 from jaxbn.interop.layout import KERAS, TORCH, Layout
+from jaxbn.interop.names import check_names, resolve
 from jaxbn.interop.slots import open_model
-from jaxbn.interop.transfer import as_arrays, give, plain_names, take
+from jaxbn.interop.transfer import as_arrays, give, layers, take
 
 
 def from_torch(
@@ -84,7 +86,9 @@ def match_names(state_dict: Mapping[str, Any], model, names: Mapping[str, str], 
       >>> interop.match_names(state_dict, model, {"ResNetBlock_*/Conv_*": "layer*.*.conv*"})["ResNetBlock_1/Conv_0"]
       'layer2.0.conv1'
     """
-    return plain_names(TORCH, names, prefix, open_model(model), as_arrays(state_dict))
+    check_names(names, prefix)
+    theirs = layers(TORCH, as_arrays(state_dict, TORCH.weights), prefix)
+    return resolve(names or {}, open_model(model).kinds, theirs, TORCH.separator)
 
 
 def to_torch(
@@ -149,8 +153,15 @@ def from_keras(
       >>> interop.from_keras(weights, like, prefix="net/")["batch_stats"]["bn"]["mean"].tolist()
       [3.0]
     """
-    arrays = weights if isinstance(weights, Mapping) else {w.path: w for w in weights}
-    return take(KERAS, arrays, model, names, prefix, layouts)
+    if not isinstance(weights, Mapping):
+        rule = "be keras_model.weights, or map paths to arrays"
+        check_iterable(weights, "weights", rule)
+        weights = list(weights)
+        for w in weights:
+            if not isinstance(getattr(w, "path", None), str):
+                raise TypeError(f"`weights` must {rule}, got {type(w).__name__} without a path.")
+        weights = {w.path: w for w in weights}
+    return take(KERAS, weights, model, names, prefix, layouts)
 
 
 def to_keras(
