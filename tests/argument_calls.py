@@ -15,7 +15,7 @@ import jaxbn.linen
 import jaxbn.nnx
 import jaxbn.testing
 from jaxbn import interop
-from tests.argument_kinds import MOMENTS, PARAMS, STATS, X
+from tests.argument_kinds import COUNTED, MOMENTS, PARAMS, STATS, X
 
 KERNEL = {"kernel": np.ones((3, 3), np.float32), "bias": np.ones(3, np.float32)}
 VARIABLES = {"params": PARAMS, "batch_stats": STATS}
@@ -45,11 +45,16 @@ def forward(variables, x):
 CALL = ("x", "use_running_average", "mask", "residual")
 
 
+def forward_of_linen(variables, x):
+    return OPTIONS.apply(variables, x, mutable=["batch_stats"])
+
+
 def linen(**given):
     """A module with these fields, applied with `CALL`'s."""
     call = {name: given.pop(name) for name in CALL if name in given}
     module = jaxbn.linen.BatchNorm(**given)
-    return module.apply(VARIABLES, call.pop("x"), mutable=["batch_stats"], **call)
+    batch_stats = COUNTED if callable(given.get("momentum")) else STATS
+    return module.apply({"params": PARAMS, "batch_stats": batch_stats}, call.pop("x"), mutable=["batch_stats"], **call)
 
 
 def nnx_layer(**given):
@@ -75,6 +80,13 @@ def saved(path, arrays):
         interop.save(os.path.join(folder, path) if isinstance(path, str) else path, arrays)
 
 
+def loaded(path, max_bytes=None):
+    """From a folder that is thrown away, where the path is a name."""
+    with tempfile.TemporaryDirectory() as folder:
+        interop.save(os.path.join(folder, "weights.npz"), {"a": X})
+        return interop.load(os.path.join(folder, path) if isinstance(path, str) else path, max_bytes=max_bytes)
+
+
 def fold(model, pairs=None):
     """With what a linen model evaluates with."""
     return jaxbn.fold(model, FOLDED, X, pairs=pairs)
@@ -86,4 +98,6 @@ def merge_moments(moments):
 
 MODEL = flax.linen.Sequential([flax.linen.Dense(3), jaxbn.linen.BatchNorm(use_running_average=True)])
 FOLDED = MODEL.init(jax.random.key(0), X)
+OPTIONS = jaxbn.linen.BatchNorm(use_running_average=False)
+REPORTING = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
 SPLIT = jaxbn.linen.BatchNorm(False, axis_name="batch")

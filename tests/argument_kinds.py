@@ -169,6 +169,7 @@ KINDS: dict[str, Kind] = {
     ),
     "forward": Kind([*CALLABLE.wrong, nothing, lambda: 0, lambda model, batch: 3], []),
     "model": MODEL,
+    "model of weights": Kind([*MODEL.wrong, {"params": 3}, {"params": {"fc": {"kernel": "x"}}}]),
     "batch": Kind(["x", object(), nothing], [X]),
     "batches": Kind([None, "x", 3, 1.5, [], (), object(), nothing, np.float32(1)], [[X], (X, X), [X, X[:2]]]),
     "counts": Kind(["x", 3, [1], [1, 2, 3], [[1, 2]], [-1, 2], [NAN, 1], [0, 0], [1j, 1], {}, object()], [None, [1,
@@ -207,6 +208,22 @@ KINDS: dict[str, Kind] = {
     "tolerance": Kind(["x", None, -1e-4, NAN, [1e-4], {}, True, 1j, np.ones(3), nothing], [1e-4, 1, np.float32(1e-3)]),
     "loss": Kind(["x", 3, 1.5, [1], {}, object()], [None]),
     "variables": Kind(["x", 3, [1], np.ones(3), object(), nothing], [None, {"params": PARAMS, "batch_stats": STATS}]),
+    "max_bytes": Kind(["1", -1, 1.5, True, [1], {}, NAN, np.ones(3), nothing], [None, 1000, np.int64(1000)]),
+    "module": Kind([*junk(), nothing, np.ones(3), [{"params": {}}]]),
+    "variables of linen": Kind([*junk(), nothing, np.ones(3), {"params": PARAMS}],
+        [{"params": PARAMS, "batch_stats": STATS}]),
+    "batch or shapes": Kind(["x", object(), nothing], [X, jax.ShapeDtypeStruct((4, 3), np.float32)]),
+    "moments of a module": Kind(
+        [
+            None, "x", 3, {}, object(), nothing, VECTOR, (1, 2), MOMENTS._replace(mean=X), MOMENTS._replace(mean="x"),
+            MOMENTS._replace(count="x"), MOMENTS._replace(var=None), MOMENTS._replace(count=-1.0), STATS,
+        ],
+        [MOMENTS, MOMENTS._replace(count=VECTOR)],
+    ),
+    "checkpoint": Kind(
+        ["x", 3, 1.5, None, object(), nothing, {"fc.weight": "x"}, {"fc": {"weight": X}}, [X]],
+        [{"fc.weight": np.zeros((2, 3))}, {"fc.weight": np.zeros((2, 3)), "other.bias": np.zeros(2)}],
+    ),
     "weights": Kind(["x", 3, 1.5, None, object(), nothing, {}, {"fc.weight": "x"}, {3: X}, [X]], []),
     "replicas": Kind(
         [None, "x", 3, [], (), object(), nothing, VECTOR, [STATS, 3], [STATS, {}], [STATS, {"a": STATS}], {"mean": X}],

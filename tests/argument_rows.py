@@ -11,13 +11,16 @@ from tests.argument_calls import (
     FOLDED,
     KERNEL,
     MODEL,
+    REPORTING,
     SPLIT,
     VARIABLES,
     Row,
     batch_norm,
     fold,
     forward,
+    forward_of_linen,
     linen,
+    loaded,
     merge_moments,
     nnx_commit,
     nnx_layer,
@@ -41,7 +44,7 @@ LAYER = {
     "unbiased": "flag",
 }
 OF_STEP = {**LAYER, "params": "params", "batch_stats": "batch_stats", "x": "x", "use_running_average": "flag"}
-TRANSFER = {"model": "model", "names": "names", "prefix": "prefix", "layouts": "layouts"}
+TRANSFER = {"model": "model of weights", "names": "names", "prefix": "prefix", "layouts": "layouts"}
 
 
 ROWS = [
@@ -121,13 +124,25 @@ ROWS = [
         "jaxbn.summary",
         jaxbn.summary,
         {"model": VARIABLES},
-        {"model": "model", "epsilon": "epsilon", "moments": "moments of a summary"},
+        {"model": "model", "epsilon": "epsilon", "moments": "moments of a summary", "stacked": "flag"},
     ),
     Row(
         "jaxbn.merge_batch_stats",
         jaxbn.merge_batch_stats,
         {"batch_stats": [STATS, STATS]},
         {"batch_stats": "replicas", "counts": "counts"},
+    ),
+    Row(
+        "jaxbn.layer_options",
+        jaxbn.layer_options,
+        {"forward": forward_of_linen, "variables": VARIABLES, "batch": X},
+        {"forward": "forward", "variables": "variables of linen", "batch": "batch or shapes"},
+    ),
+    Row(
+        "jaxbn.report_moments",
+        jaxbn.report_moments,
+        {"module": REPORTING, "moments": MOMENTS},
+        {"module": "module", "moments": "moments of a module"},
     ),
     Row("jaxbn.batch_norm_mask", jaxbn.batch_norm_mask, {"model": VARIABLES}, {"model": "model"}),
     Row("jaxbn.fold", fold, {"model": MODEL}, {"model": "model", "pairs": "pairs"}),
@@ -173,9 +188,21 @@ ROWS = [
         {"weights": {"fc/kernel": np.zeros((3, 2)), "fc/bias": np.zeros(2)}, "model": DENSE},
         {**TRANSFER, "weights": "weights"},
     ),
+    Row(
+        "jaxbn.interop.match_names",
+        interop.match_names,
+        {"state_dict": {"fc.weight": np.zeros((2, 3)), "fc.bias": np.zeros(2)}, "model": DENSE, "names": {"f*": "f*"}},
+        {"state_dict": "checkpoint", "model": "model of weights", "names": "names", "prefix": "prefix"},
+    ),
+    Row(
+        "jaxbn.interop.find_layouts",
+        lambda model: interop.find_layouts(model, FOLDED, X),
+        {"model": MODEL},
+        {"model": "model"},
+    ),
     Row("jaxbn.interop.to_torch", interop.to_torch, {"model": DENSE}, TRANSFER),
     Row("jaxbn.interop.to_keras", interop.to_keras, {"model": DENSE}, TRANSFER),
-    Row("jaxbn.interop.load", interop.load, {"path": "weights.npz"}, {"path": "path"}),
+    Row("jaxbn.interop.load", loaded, {"path": "weights.npz"}, {"path": "path", "max_bytes": "max_bytes"}),
     Row("jaxbn.interop.save", saved, {"path": "a.npz", "arrays": {"a": X}}, {"path": "path", "arrays": "arrays"}),
     Row(
         "jaxbn.interop.from_torch_options",
