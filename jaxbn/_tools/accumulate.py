@@ -69,8 +69,8 @@ def commit_moments(
       New `batch_stats` with the tree, shapes and dtypes of the old one.
 
     Raises:
-      ValueError: `batch_moments` has a layer that `batch_stats` has not; a rule says nothing of a layer, or speaks of
-        one that is not there; or an argument breaks a rule of `jaxbn.update_batch_stats`.
+      ValueError: `batch_moments` has a layer that `batch_stats` has not, or none at all; a rule says nothing of a
+        layer, or speaks of one that is not there; or an argument breaks a rule of `jaxbn.update_batch_stats`.
       TypeError: one of the trees is no dict, list or tuple.
 
     References:

@@ -47,7 +47,8 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
       ValueError: `forward` gives no moments, or gives some where the model has no batch norm; or a layer ran and could
         not report its own: the message names it, and what is missing. A module that calls `jaxbn.batch_norm` itself
         hands its moments in with `jaxbn.report_moments`.
-      TypeError: `model` is neither variables nor an nnx module, or `batch` is not of arrays.
+      TypeError: `forward` is no function of two arguments, `model` is neither variables nor an nnx module, or `batch`
+        is not of arrays.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn

@@ -29,7 +29,8 @@ def layer_options(forward: Callable[[Any, Any], Any], variables: Mapping[str, An
       What a linen module does not say, for it calls functions, is added by hand: {**options['momentum'], 'norm': 0.9}.
 
     Raises:
-      ValueError: `forward` calls no batch norm of linen.
+      ValueError: `forward` calls no batch norm of linen, or `variables` have no `batch_stats`.
+      TypeError: `forward` is no function of two arguments, `variables` are no dict, or `batch` is not of arrays.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbn

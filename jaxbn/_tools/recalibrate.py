@@ -66,7 +66,8 @@ def recalibrate(
         can be read only once and `sequential` is set; `forward` gives no moments, or does not take a batch of another
         structure than the first; or a layer ran and could not report its moments: the message names it, and the entry
         that is missing. The model is unchanged.
-      TypeError: `model` is neither variables nor an nnx module, or a batch is not of arrays.
+      TypeError: `forward` is no function of two arguments, `model` is neither variables nor an nnx module, or `batches`
+        are none, or not of arrays.
       RuntimeError: another process failed.
 
     Warns:

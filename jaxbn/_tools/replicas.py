@@ -33,7 +33,8 @@ def merge_batch_stats(
       The same tree, [C], in the same dtypes. A number of updates, 'count', is the largest of all replicas.
 
     Raises:
-      ValueError: there is no replica, or `counts` does not hold one number >= 0 for each.
+      ValueError: there is no replica, they differ in layers or shapes, or `counts` does not hold one number >= 0 for
+        each.
       TypeError: `batch_stats` is no dict of layers, nor a sequence of these.
 
     References:

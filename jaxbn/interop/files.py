@@ -32,6 +32,7 @@ def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndar
     Raises:
       FileError: the file is of another kind, damaged, or larger than `max_bytes`, or holds anything but arrays of
         dtypes that JAX has.
+      TypeError: `path` is no path.
       OSError: there is no such file, or it may not be read.
 
     Example:

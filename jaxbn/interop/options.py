@@ -15,6 +15,9 @@ KERAS: Mapping[str, Any] = MappingProxyType({"momentum": 0.99, "epsilon": 1e-3, 
 def from_torch_options(momentum: float | None = 0.1, eps: float = 1e-5, affine: bool = True) -> dict[str, Any]:
     """The fields of a batch norm that behaves as `torch.nn.BatchNorm2d(momentum=..., eps=..., affine=...)`.
 
+    Raises:
+      ValueError, TypeError: an argument is none that `torch.nn.BatchNorm2d` takes.
+
     Example:
       >>> from jaxbn import interop
       >>> interop.from_torch_options(momentum=0.03)["momentum"]
@@ -36,6 +39,7 @@ def to_torch_options(
 
     Raises:
       ValueError: PyTorch has no such batch norm: it always divides by n - 1, and has both scale and bias or neither.
+      TypeError: an argument is of another type.
 
     Example:
       >>> from jaxbn import interop

@@ -10,6 +10,7 @@ import inspect
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -110,7 +111,7 @@ def check_that_they_run(row: Row, argument: str, values: list) -> None:
             raise AssertionError(f"{shown(value)}: {type(problem).__name__}: {problem}"[:500]) from problem
 
 
-def public() -> dict[str, object]:
+def public() -> dict[str, Callable]:
     """Every public name that can be called."""
     found = {f"jaxbn.{name}": getattr(jaxbn, name) for name in jaxbn.__all__}
     found |= {f"jaxbn.interop.{name}": getattr(interop, name) for name in interop.__all__}

@@ -39,6 +39,7 @@ def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
 
     Raises:
       ValueError: one of the `pairs` cannot be folded exactly; or there is none. What was given is unchanged.
+      TypeError: `model` is no module, or `pairs` are no pairs of paths.
 
     References:
       Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference",

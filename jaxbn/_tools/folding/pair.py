@@ -38,6 +38,7 @@ def fold_into_previous(
 
     Raises:
       ValueError: the two have another number of features, or the folded kernel overflows its dtype.
+      TypeError: an argument is of another type.
 
     References:
       Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
@@ -87,6 +88,7 @@ def fold_into_next(
 
     Raises:
       ValueError: the two have another number of features, or the folded kernel overflows its dtype.
+      TypeError: an argument is of another type.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn
