@@ -279,6 +279,8 @@ def check_module(module) -> None:
             check_static_bool(getattr(module, name), name)
     for name in ("dtype", "param_dtype"):
         check_dtype(getattr(module, name), name)
+    if callable(module.momentum):
+        _check_schedule(module.momentum)
 
 
 def check_dtype(dtype, name: str) -> None:
