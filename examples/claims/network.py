@@ -19,7 +19,7 @@ class Network(NamedTuple):
     """What a network looks like; hashable, so that each is one compiled program."""
 
     kind: str = "dense"
-    """'dense': hidden layers on flattened images; 'conv': 3x3 convolutions, the first at full size, the others at half;
+    """'dense': hidden layers on flattened images; 'conv': 3x3 convolutions, the first two with stride 2;
     'residual': the same with a shortcut around each pair of layers after the first two"""
     depth: int = 6
     """hidden layers, each with a norm"""
@@ -31,6 +31,10 @@ class Network(NamedTuple):
     """the norm stands after the activation instead of before it"""
     activation: str = "relu"
     virtual_batch_size: int | None = None
+    noise: bool = False
+    """after each norm, noise whose mean and deviation are drawn anew each step (Santurkar et al. 2018, section 2.2)"""
+    branches_from_zero: bool = False
+    """dense: each layer after the first adds to its input, times a number that starts at 0 (De & Smith 2020)"""
 
 
 class Pass(NamedTuple):
@@ -47,14 +51,15 @@ class Pass(NamedTuple):
 
 def init(seed: int, network: Network, image: tuple[int, ...], classes: int) -> tuple[list, list]:
     """Parameters and statistics, in NumPy; kernels are normal with variance 2 / fan_in (He et al. 2015)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])
     params, batch_stats = [], []
     features = math.prod(image) if network.kind == "dense" else image[-1]
-    for _ in range(network.depth):
+    for i in range(network.depth):
         shape = (features, network.width) if network.kind == "dense" else (3, 3, features, network.width)
         own, stats = jax.tree.map(np.asarray, jaxbn.init(network.width))
         layer = {"kernel": _normal(rng, shape)}
         layer |= {"bias": own["bias"]} if network.norm == "none" else {"norm": own}
+        layer |= {"branch": np.zeros((), np.float32)} if network.branches_from_zero and i else {}
         params.append(layer)
         batch_stats.append(stats if network.norm == "batch" else {})
         features = network.width
@@ -66,25 +71,38 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return (math.sqrt(2 / math.prod(shape[:-1])) * rng.normal(size=shape)).astype(np.float32)
 
 
-def apply(network: Network, params, batch_stats, x, *, train: bool, momentum: float = 0.9) -> Pass:
-    """Images [n, height, width, channels] through the network; in training with the statistics of the batch."""
+def apply(network: Network, params, batch_stats, x, *, train: bool, momentum: float = 0.9, noise_key=None) -> Pass:
+    """Images [n, height, width, channels] through the network; in training with the statistics of the batch.
+
+    Args:
+      network: what it looks like.
+      params, batch_stats: as of `init`.
+      x: [n, height, width, channels] float32.
+      train: normalize with the statistics of the batch, and move the running ones.
+      momentum: of the running statistics.
+      noise_key: of a network with noise; without a key there is none.
+    """
     if network.kind == "dense":
         x = x.reshape(len(x), -1)
     act = ACTIVATIONS[network.activation]
     new, before, outputs = [], [], []
     shortcut = x
     for i, (layer, stats) in enumerate(zip(params[:-1], batch_stats, strict=True)):
-        stride = 2 if network.kind != "dense" and i == 1 else 1
+        stride = 2 if network.kind != "dense" and i < 2 else 1
         opens, closes = (network.kind == "residual" and i > 1 and i % 2 == side for side in (0, 1))
         shortcut = x if opens else shortcut
+        given = x
         z = _linear(network.kind, layer, x, stride)
         if not network.norm_last:
             z, stats = _norm(network, layer, stats, z, train, momentum)
+        if network.noise and noise_key is not None:
+            z = _noisy(jax.random.fold_in(noise_key, i), z)
         z = z + shortcut if closes else z
         before.append(z)
         x = act(z)
         if network.norm_last:
             x, stats = _norm(network, layer, stats, x, train, momentum)
+        x = given + layer["branch"] * x if "branch" in layer else x
         new.append(stats)
         outputs.append(x)
     if network.kind != "dense":
@@ -96,18 +114,18 @@ def _linear(kind: str, layer: dict[str, Any], x: jax.Array, stride: int) -> jax.
     kernel = layer["kernel"]
     if kind != "dense":
         # A convolution with another kernel for each run would be a grouped one, slow on a CPU; a product is not.
-        x = _patches(x)[:, ::stride, ::stride]
+        x = _patches(x, stride)
         kernel = kernel.reshape(-1, kernel.shape[-1])
     y = x @ kernel
     return y + layer["bias"] if "bias" in layer else y
 
 
-def _patches(x: jax.Array) -> jax.Array:
-    """[n, height, width, c] -> [n, height, width, 9 c]: the 3x3 neighbourhood of each pixel, zero outside."""
+def _patches(x: jax.Array, stride: int) -> jax.Array:
+    """[n, height, width, c] -> [n, height / stride, width / stride, 9 c]: neighbourhoods of 3x3, zero outside."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     height, width = x.shape[1:3]
     shifts = [(row, column) for row in range(3) for column in range(3)]
-    return jnp.concatenate([padded[:, r : r + height, c : c + width] for r, c in shifts], -1)
+    return jnp.concatenate([padded[:, r : r + height : stride, c : c + width : stride] for r, c in shifts], -1)
 
 
 def _norm(network: Network, layer, stats, x, train: bool, momentum: float):
@@ -124,6 +142,16 @@ def _norm(network: Network, layer, stats, x, train: bool, momentum: float):
     grouped = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
     x = jax.nn.standardize(grouped, axis=(1, 3), epsilon=1e-5).reshape(x.shape)
     return x * layer["norm"]["scale"] + layer["norm"]["bias"], stats
+
+
+def _noisy(key: jax.Array, z: jax.Array) -> jax.Array:
+    """Each feature times one random number and plus another, those of the step, and of each element a little besides."""
+    keys = jax.random.split(key, 4)
+    mean = jax.random.uniform(keys[0], z.shape[-1:], minval=-0.5, maxval=0.5)
+    deviation = jax.random.uniform(keys[1], z.shape[-1:], minval=0.75, maxval=1.25)
+    own_mean = jax.random.uniform(keys[2], z.shape, minval=-0.1, maxval=0.1)
+    own_deviation = 0.1 * jax.random.normal(keys[3], z.shape)
+    return z * (deviation + own_deviation) + mean + own_mean
 
 
 ACTIVATIONS = {

@@ -1,0 +1,79 @@
+"""The same chance for each arm: the learning rate is chosen on validation images, then the test images are looked at once.
+
+Every arm is tried at the same rates, with the same splits of its own for the choice; the rate with the best validation
+accuracy on average is then trained on the splits and seeds that all arms share, and only these are reported.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from claims.claim import Results, Setting
+from claims.network import Network
+from claims.training import Plan, Probe, Runs, Trained, train
+
+RATES = tuple(2.0**k for k in range(-9, 1))
+TUNING_SEEDS = (1000, 1001, 1002)
+"""of splits and weights that serve the choice only"""
+
+
+def tune(network: Network, plan: Plan, setting: Setting) -> dict[str, Any]:
+    """The choice of a learning rate, and all that it rests on.
+
+    Returns:
+      'rates' [rates]; 'validation' [tuning seeds, rates], the accuracy at the end; 'diverged', of the same shape; 'rate',
+      the chosen one; 'at the edge', whether it is the lowest or highest that was tried.
+    """
+    rates, seeds = setting.some(RATES), TUNING_SEEDS[: 1 if setting.fast else None]
+    out = train(network, plan, setting.images, Runs.grid(seeds, rates))
+    shape = (len(seeds), len(rates))
+    diverged = out.diverged.reshape(shape)
+    validation = np.where(diverged, 0.0, out.validation_accuracy[:, -1].reshape(shape))
+    chosen = int(validation.mean(0).argmax())
+    return {
+        "rates": rates,
+        "validation": validation,
+        "diverged": diverged,
+        "rate": rates[chosen],
+        "at the edge": chosen in (0, len(rates) - 1),
+    }
+
+
+def measure(network: Network, plan: Plan, setting: Setting, rate: float, probe: Probe | None = None) -> Trained:
+    """The runs that are reported: one for each seed, at one rate."""
+    return train(network, plan, setting.images, Runs.grid(range(setting.seeds), [rate]), probe)
+
+
+def tuned(network: Network, plan: Plan, setting: Setting) -> dict[str, Any]:
+    """An arm: the choice of its rate, and its runs at that rate.
+
+    Returns:
+      As `tune`; and 'test' [seeds], the accuracy, NaN where the run diverged; 'lost' [seeds], whether it did; 'step'
+      [evaluations] and 'curve' [seeds, evaluations], the validation accuracy; 'gap' [seeds], test less training loss.
+    """
+    choice = tune(network, plan, setting)
+    return choice | arm(measure(network, plan, setting, choice["rate"]), plan)
+
+
+def arm(out: Trained, plan: Plan) -> dict[str, Any]:
+    """What is kept of the runs of an arm."""
+    lost, every = out.diverged, plan.steps // plan.evaluations
+    return {
+        "test": np.where(lost, np.nan, out.test_accuracy),
+        "lost": lost,
+        "step": np.arange(every, plan.steps + 1, every),
+        "curve": out.validation_accuracy,
+        "gap": np.where(lost, np.nan, out.test_loss - out.train_loss),
+    }
+
+
+def chosen(results: Results, arms) -> str:
+    """The rates of some arms, for the page."""
+    return ", ".join(f"{name} {results[name]['rate']:.3g}" for name in arms)
+
+
+def steps_to(result: dict[str, Any], target: float) -> np.ndarray:
+    """[seeds]: the step of the first evaluation that reaches the target; NaN where none does."""
+    reached = np.asarray(result["curve"], float) >= target
+    step = np.asarray(result["step"], float)
+    return np.where(reached.any(-1), step[reached.argmax(-1)], np.nan)
