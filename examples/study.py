@@ -19,6 +19,9 @@ from types import ModuleType
 from typing import Any
 
 import jax
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from tqdm import tqdm
 
 import jaxbn
@@ -37,6 +40,7 @@ from claims import (
 from claims.claim import SKETCH, Results, Setting
 from claims.store import Store, plain, write_whole
 from data import Images, read_digits, read_folder, read_mnist
+from study_page import build
 
 CLAIMS: dict[str, ModuleType] = {
     module.__name__.split(".")[-1]: module
@@ -98,7 +102,7 @@ def load(args: argparse.Namespace) -> tuple[Images, str]:
 
 
 def measure(names: list[str], setting: Setting, store: Store, again: bool) -> tuple[dict[str, Results], list[str]]:
-    """The measurements of each claim, read where they are known, else made and kept; and which claims failed, and why."""
+    """The measurements of each claim, read where they are known, else made and kept; and why some claims have none."""
     parts = {name: CLAIMS[name].parts(setting) for name in names}
     results: dict[str, Results] = {name: {} for name in names}
     todo, failed = [], {}
@@ -160,20 +164,40 @@ def main(arguments: list[str] | None = None) -> None:
                 "device": jax.devices()[0].device_kind,
                 "command": " ".join(["python examples/study.py", *(sys.argv[1:] if arguments is None else arguments)]),
             }
-            study = conclude(about, results)
-            write_whole(args.output / "study.json", json.dumps(plain(study), indent=None, separators=(",", ":")))
+            study = plain(conclude(about, results))
+            write_whole(args.output / "study.json", json.dumps(study, separators=(",", ":")))
+        page = write(study, args.output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; what was finished is kept, and the same command goes on from there")
     show(study)
+    print(f"page with figures: {page}")
     if failed:
         sys.exit("\n".join(failed))
 
 
-def show(study):
-    for name, claim in study["claims"].items():
-        print(name, "|", claim["effect"], "|", claim["verdict"], "|", claim["because"], claim["numbers"])
+def write(study: dict[str, Any], folder: Path) -> Path:
+    """The page, the table and the figures of a study, into a folder.
+
+    Returns:
+      The page's file.
+    """
+    write_whole(folder / "index.html", build.page(study, CLAIMS, folder))
+    write_whole(folder / "STUDY.md", build.markdown(study, CLAIMS))
+    return folder / "index.html"
+
+
+def show(study: dict[str, Any]) -> None:
+    """The table in the terminal."""
+    title = "What batch norm does, measured" + (" (a sketch: no verdicts)" if study["about"]["fast"] else "")
+    table = Table(title=title, show_lines=True, title_justify="left")
+    for heading, ratio in (("claim", 1), ("found", 2), ("verdict", 1)):
+        table.add_column(heading, ratio=ratio)
+    for name, finding in study["claims"].items():
+        verdict = f"[bold]{escape(finding['verdict'])}[/]: {escape(finding['because'])}"
+        table.add_row(escape(CLAIMS[name].SENTENCE), escape(finding["effect"]), verdict)
+    Console().print(table)
 
 
 if __name__ == "__main__":

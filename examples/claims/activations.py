@@ -38,8 +38,9 @@ def parts(setting: Setting):
             network = Network(depth=DEPTH, norm=norm)
             rates = setting.some(RATES) if not setting.fast else [RATES[0], RATES[-1]]
             runs = Runs.grid(range(setting.seeds), rates)
-            out = train(network, plan, setting.images, runs)
-            own = inputs(network, plan, setting.images, runs)._replace(params=None, batch_stats=None, batches=None)
+            steady = plan._replace(decay=False)
+            out = train(network, steady, setting.images, runs)
+            own = inputs(network, steady, setting.images, runs)._replace(params=None, batch_stats=None, batches=None)
 
             @jax.jit
             @functools.partial(jax.vmap)

@@ -111,6 +111,14 @@ def ratio(a, b) -> Ratio:
     return Ratio(*np.exp([logs.mean, logs.low, logs.high]).tolist())
 
 
+def scientific(value: float) -> str:
+    """A small number as a reader writes it: 4e-7 as 4 · 10⁻⁷."""
+    if value == 0:
+        return "0"
+    digits, power = f"{value:.0e}".split("e")
+    return f"{digits} · {power_of_ten(10.0 ** int(power))}"
+
+
 def power_of_ten(value: float) -> str:
     """A size as a reader says it: 1e-17 as 10⁻¹⁷."""
     digits = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

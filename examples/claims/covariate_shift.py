@@ -122,7 +122,7 @@ def parts(setting: Setting):
     def movie():
         """One run of each arm and rate, recorded for the page."""
         looks = 50 if not setting.fast else 10
-        plan = Plan(looks * EVERY, evaluations=looks)
+        plan = Plan(looks * EVERY, evaluations=looks, decay=False)
         found = {}
         for name, network in ARMS.items():
             out = train(network, plan, setting.images, Runs.grid([0], MOVIE_RATES), histogram)
@@ -159,9 +159,8 @@ def finding(results: Results) -> Finding:
     smoother, steadier = (at_equal_loss(results, k) for k in ("loss range", "gradient change"))
     if more.low > 1 and noisy.word() in ("same", "higher"):
         verdict = NOT_THE_REASON
-        because = (
-            f"with noise the inputs move {more.middle:.0f} times as far as without any norm, and it trains "
-            + ("as well" if noisy.word() == "same" else "better than without")
+        because = f"with noise the inputs move {more.middle:.0f} times as far as without any norm, and it trains " + (
+            "as well" if noisy.word() == "same" else "better than without"
         )
     elif less.low > 1 and noisy.word() == "lower":
         verdict, because = SUPPORTED, "inputs move less with it, and noise that moves them costs accuracy"

@@ -26,8 +26,10 @@ DEPTHS = (5, 10, 20, 40)
 DEEPEST = 40
 SCALES = {"He's": 1.0, "half of He's": 0.5, "twice He's": 2.0}
 WIDTH = 32
-STEPS = 1500
-SUPPORT = "its gradients do not depend on the initial weights, and it trains at depths at which He's weights alone do not"
+STEPS = 1200
+SUPPORT = (
+    "its gradients do not depend on the initial weights, and it trains at depths at which He's weights alone do not"
+)
 AGAINST = "He's weights alone, or residual branches that start at 0, train as deep or deeper without it"
 LIMITS = (
     f"Dense networks of {WIDTH} units, {STEPS} steps for all: without shortcuts more steps might reach deeper. "
@@ -83,7 +85,9 @@ def parts(setting: Setting):
 
 def _by_depth(results: Results, name: str) -> dict[int, np.ndarray]:
     """Test accuracy [seeds] at each depth; 0 where a run diverged."""
-    named = {int(k.split()[1].rstrip(",")): r for k, r in results.items() if k.startswith("depth") and k.endswith(f" {name}")}
+    named = {
+        int(k.split()[1].rstrip(",")): r for k, r in results.items() if k.startswith("depth") and k.endswith(f" {name}")
+    }
     return {depth: np.nan_to_num(np.asarray(r["test"], float)) for depth, r in named.items()}
 
 
@@ -110,7 +114,10 @@ def finding(results: Results) -> Finding:
     wins = [depth for depth in deep if ahead[depth].word() == "higher"]
     beaten = [depth for depth in deep if against_residual[depth].word() == "lower"]
     if steadier and wins and not beaten:
-        verdict, because = SUPPORTED, f"its gradients do not depend on the initial weights, and it is ahead at depth {wins}"
+        verdict, because = (
+            SUPPORTED,
+            f"its gradients do not depend on the initial weights, and it is ahead at depth {wins}",
+        )
     elif steadier and wins:
         verdict = PARTLY
         because = (
@@ -133,9 +140,10 @@ def finding(results: Results) -> Finding:
     ]
     powers = {name: [power_of_ten(v) for v in first[name]] for name in first}
     deepest = depths[-1]
-    numbers = {
-        f"first, {name}, {scale}": powers[name][i] for name in powers for i, scale in enumerate(SCALES)
-    } | {"growth": f"{growth(results, 'batch'):.2g}", "growth without": f"{growth(results, 'none'):.2g}"}
+    numbers = {f"first, {name}, {scale}": powers[name][i] for name in powers for i, scale in enumerate(SCALES)} | {
+        "growth": f"{growth(results, 'batch'):.2g}",
+        "growth without": f"{growth(results, 'none'):.2g}",
+    }
     for depth in depths:
         numbers[f"with - without, {depth}"] = ahead[depth].points()
         numbers[f"with - residual, {depth}"] = against_residual[depth].points()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from claims import network as net
-from claims.claim import NOT_SHOWN, PARTLY, SUPPORTED, Finding, Results, Setting, interval
+from claims.claim import NOT_SHOWN, PARTLY, SUPPORTED, Finding, Results, Setting, interval, scientific
 from claims.drawing import INK, curve, panel
 from claims.network import Network
 from claims.training import Plan, Runs, evaluate, inputs, part_of, train
@@ -48,7 +48,7 @@ def exact_accuracy(network: Network, look):
 def parts(setting: Setting):
     def predictions():
         """Of each of some test images: the probability of its class, alone and in random company, in both modes."""
-        plan = Plan(setting.steps(400), evaluations=5)
+        plan = Plan(setting.steps(400), evaluations=5, decay=False)
         runs = Runs.grid(range(setting.seeds), [RATE])
         out = train(NETWORK, plan, setting.images, runs)
         own = inputs(NETWORK, plan, setting.images, runs)
@@ -96,7 +96,7 @@ def parts(setting: Setting):
         def measure():
             runs = Runs.grid(range(setting.seeds), [RATE if batch_size > 8 else RATE_OF_SMALL_BATCHES])
             steps = setting.steps(400)
-            plan = Plan(steps, batch_size, evaluations=10, momentum=momentum)
+            plan = Plan(steps, batch_size, evaluations=10, momentum=momentum, decay=False)
             early = plan._replace(steps=10)
             found = [train(NETWORK, p, setting.images, runs, exact_accuracy) for p in (early, plan)]
             every = steps // plan.evaluations
@@ -122,7 +122,9 @@ def finding(results: Results) -> Finding:
     stable = moved < 1e-4
     if stable and flips.low > 0:
         verdict = SUPPORTED
-        because = "the company changes nothing; but averages that are young or noisy mislead until they are recalibrated"
+        because = (
+            "the company changes nothing; but averages that are young or noisy mislead until they are recalibrated"
+        )
     elif stable:
         verdict, because = PARTLY, "predictions are stable, and were nearly so in training mode"
     else:
@@ -130,14 +132,14 @@ def finding(results: Results) -> Finding:
     return Finding(
         f"one image in {BATCHES} different batches of {BATCH}: how its probabilities move; validation accuracy with the "
         "moving averages and with the statistics of all training images",
-        f"evaluation mode: by at most {moved:.0e}; training mode: by {spread.number(3)} (standard deviation), and "
+        f"evaluation mode: by at most {scientific(moved)}; training mode: by {spread.number(3)} (standard deviation), and "
         f"{flips.percent()} of the images change their class; after {EARLY} steps at momentum 0.99 {early[0].percent()} "
         f"are right, recalibrated {early[1].percent()}; batches of 4 at momentum 0.5 {late[0].percent()}, recalibrated "
         f"{late[1].percent()}",
         verdict,
         because,
         {
-            "moved": f"{moved:.0e}",
+            "moved": f"{scientific(moved)}",
             "flips": flips.percent(),
             "early": early[0].percent(),
             "early, recalibrated": early[1].percent(),
@@ -164,7 +166,8 @@ def draw(results: Results):
     axes.boxplot(list(example), positions=places, widths=0.6, flierprops={"markersize": 3, "markeredgecolor": INK},
                  **shades)  # fmt: skip
     axes.plot(places, p["example alone"], "D", color="#0072b2", label="evaluation mode")
-    axes.legend(loc="upper left", frameon=True, framealpha=0.7)
+    axes.set_ylim(-0.05, 1.25)
+    axes.legend(loc="upper center")
     figures = [first]
     for name in CASES:
         figure, axes = panel(name, "step", "validation accuracy [%]", xscale="log", ylim=(0, 102))

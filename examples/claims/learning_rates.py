@@ -37,7 +37,7 @@ def parts(setting: Setting):
 
     def measured(norm, optimizer):
         def measure():
-            plan = Plan(setting.steps(200), evaluations=1, optimizer=optimizer)
+            plan = Plan(setting.steps(200), evaluations=1, optimizer=optimizer, decay=False)
             runs = Runs.grid(range(setting.seeds), rates, scales)
             out = train(NETWORK._replace(norm=norm), plan, setting.images, runs)
             shape = (setting.seeds, len(rates), len(scales))

@@ -32,7 +32,13 @@ class Network(NamedTuple):
     activation: str = "relu"
     virtual_batch_size: int | None = None
     noise: bool = False
-    """after each norm, noise whose mean and deviation are drawn anew each step (Santurkar et al. 2018, section 2.2)"""
+    """dense: after each norm, noise of a mean and deviation that are new in each step (Santurkar et al. 2018, section 2.2)"""
+    statistics: str = "both"
+    """of batch norm: 'both', or 'mean' or 'variance' only, for the exercises"""
+    affine: bool = True
+    """the norm has a scale and a bias"""
+    bias: bool = False
+    """the layer before the norm has a bias too"""
     branches_from_zero: bool = False
     """dense: each layer after the first adds to its input, times a number that starts at 0 (De & Smith 2020)"""
 
@@ -56,9 +62,12 @@ def init(seed: int, network: Network, image: tuple[int, ...], classes: int) -> t
     features = math.prod(image) if network.kind == "dense" else image[-1]
     for i in range(network.depth):
         shape = (features, network.width) if network.kind == "dense" else (3, 3, features, network.width)
-        own, stats = jax.tree.map(np.asarray, jaxbn.init(network.width))
+        own, stats = jax.tree.map(
+            np.asarray, jaxbn.init(network.width, use_scale=network.affine, use_bias=network.affine)
+        )
         layer = {"kernel": _normal(rng, shape)}
-        layer |= {"bias": own["bias"]} if network.norm == "none" else {"norm": own}
+        layer |= {} if network.norm == "none" else {"norm": own}
+        layer |= {"bias": np.zeros(network.width, np.float32)} if network.norm == "none" or network.bias else {}
         layer |= {"branch": np.zeros((), np.float32)} if network.branches_from_zero and i else {}
         params.append(layer)
         batch_stats.append(stats if network.norm == "batch" else {})
@@ -87,6 +96,7 @@ def apply(network: Network, params, batch_stats, x, *, train: bool, momentum: fl
     act = ACTIVATIONS[network.activation]
     new, before, outputs = [], [], []
     shortcut = x
+    noise = _Noise.draw(noise_key, network.depth, len(x), network.width) if noise_key is not None else None
     for i, (layer, stats) in enumerate(zip(params[:-1], batch_stats, strict=True)):
         stride = 2 if network.kind != "dense" and i < 2 else 1
         opens, closes = (network.kind == "residual" and i > 1 and i % 2 == side for side in (0, 1))
@@ -95,8 +105,7 @@ def apply(network: Network, params, batch_stats, x, *, train: bool, momentum: fl
         z = _linear(network.kind, layer, x, stride)
         if not network.norm_last:
             z, stats = _norm(network, layer, stats, z, train, momentum)
-        if network.noise and noise_key is not None:
-            z = _noisy(jax.random.fold_in(noise_key, i), z)
+        z = noise.on(i, z) if noise else z
         z = z + shortcut if closes else z
         before.append(z)
         x = act(z)
@@ -131,6 +140,8 @@ def _patches(x: jax.Array, stride: int) -> jax.Array:
 def _norm(network: Network, layer, stats, x, train: bool, momentum: float):
     if network.norm == "none":
         return x, stats
+    if network.statistics != "both":
+        return _half(network, layer, stats, x, train, momentum)
     if network.norm == "batch":
         return jaxbn.batch_norm(
             layer["norm"], stats, x,
@@ -144,14 +155,33 @@ def _norm(network: Network, layer, stats, x, train: bool, momentum: float):
     return x * layer["norm"]["scale"] + layer["norm"]["bias"], stats
 
 
-def _noisy(key: jax.Array, z: jax.Array) -> jax.Array:
-    """Each feature times one random number and plus another, those of the step, and of each element a little besides."""
-    keys = jax.random.split(key, 4)
-    mean = jax.random.uniform(keys[0], z.shape[-1:], minval=-0.5, maxval=0.5)
-    deviation = jax.random.uniform(keys[1], z.shape[-1:], minval=0.75, maxval=1.25)
-    own_mean = jax.random.uniform(keys[2], z.shape, minval=-0.1, maxval=0.1)
-    own_deviation = 0.1 * jax.random.normal(keys[3], z.shape)
-    return z * (deviation + own_deviation) + mean + own_mean
+def _half(network: Network, layer, stats, x, train: bool, momentum: float):
+    """Batch norm that only subtracts the mean, or only divides by the deviation."""
+    moments = jaxbn.batch_moments(x)
+    mean, var = (moments.mean, moments.var) if train else (stats["mean"], stats["var"])
+    stats = jaxbn.update_batch_stats(stats, moments, momentum=momentum) if train else stats
+    mean, var = (mean, jnp.ones_like(var)) if network.statistics == "mean" else (jnp.zeros_like(mean), var)
+    return jaxbn.normalize(layer["norm"], x, mean, var, epsilon=1e-5), stats
+
+
+class _Noise(NamedTuple):
+    """Of all layers in one draw, uniform in [-1, 1): a random number compiles slowly."""
+
+    of_feature: jax.Array
+    """[layers, 2, width], the same for all examples"""
+    of_element: jax.Array
+    """[layers, 2, n, width]"""
+
+    @classmethod
+    def draw(cls, key: jax.Array, layers: int, examples: int, width: int) -> "_Noise":
+        numbers = jax.random.uniform(key, (layers, 2, examples + 1, width), minval=-1.0)
+        return cls(numbers[:, :, -1], numbers[:, :, :-1])
+
+    def on(self, layer: int, z: jax.Array) -> jax.Array:
+        """Each feature times one number and plus another, those of the step, and of each element a little besides."""
+        mean, deviation = 0.5 * self.of_feature[layer, 0], 1 + 0.25 * self.of_feature[layer, 1]
+        own_mean, own_deviation = 0.1 * self.of_element[layer]
+        return z * (deviation + own_deviation) + mean + own_mean
 
 
 ACTIVATIONS = {

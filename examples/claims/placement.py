@@ -48,7 +48,11 @@ def finding(results: Results) -> Finding:
         better = next(kind for kind, word in words.items() if word == "higher")
         verdict, because = PARTLY, f"before the activation is better in the {better} only"
     else:
-        said = {"same": "makes no difference", "lower": "is worse than after it", "unclear": "is not shown to be better"}
+        said = {
+            "same": "makes no difference",
+            "lower": "is worse than after it",
+            "unclear": "is not shown to be better",
+        }
         verdict = NOT_SHOWN
         because = "; ".join(f"before the activation {said[words[kind]]} in the {kind}" for kind in KINDS)
     texts = [
@@ -78,9 +82,7 @@ def seen(results: Results) -> str:
 
 def draw(results: Results):
     accuracy, axes = panel("test accuracy", "", "%")
-    tops = {
-        place: [interval(_test(results, kind, place)) for kind in KINDS] for place in PLACES
-    }
+    tops = {place: [interval(_test(results, kind, place)) for kind in KINDS] for place in PLACES}
     bars(axes, list(KINDS), {"batch": tops["before"], "none": tops["none"]})
     lowest = min(v.mean - v.half for values in tops.values() for v in values)
     axes.set_ylim(max(0, 100 * lowest - 3), 100)

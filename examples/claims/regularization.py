@@ -27,7 +27,9 @@ LIMITS = (
     f"A dense network, {IMAGES} training images and their gradient all at once, so that nothing but the statistics is "
     "noisy. With small batches the gradient is noisy too, and with many images there is less to regularize."
 )
-LOOK = "Is 'chunks of 8' right of the grey band, and 'no norm' in it? Then the noise helps, and the norm alone does not."
+LOOK = (
+    "Is 'chunks of 8' right of the grey band, and 'no norm' in it? Then the noise helps, and the norm alone does not."
+)
 
 
 def parts(setting: Setting):

@@ -7,7 +7,7 @@ import numpy as np
 
 import jaxbn
 from claims import network as net
-from claims.claim import MARGIN, NOT_SHOWN, PARTLY, SUPPORTED, Finding, Results, Setting, difference, interval
+from claims.claim import MARGIN, NOT_SHOWN, PARTLY, SUPPORTED, Finding, Results, Setting, difference, interval, scientific
 from claims.drawing import COLOURS, curve, differences, panel
 from claims.network import Network
 from claims.training import BLOCK, Plan, Runs, inputs, part_of, train
@@ -89,14 +89,14 @@ def finding(results: Results) -> Finding:
         f"test accuracy of a residual network of {NETWORKS['batch'].depth} convolutions (rates: "
         f"{chosen(results, NETWORKS)}); the trained one with its batch norms folded away",
         f"{interval(tests['batch']).percent()} with, {interval(tests['none']).percent()} without; folded: outputs change "
-        f"by {changed:.0e} of the largest, {f['ratio']:.2f} of the time",
+        f"by {scientific(changed)} of the largest, {f['ratio']:.2f} of the time",
         verdict,
         because,
         {
             "gain": gain.points(),
             "with": interval(tests["batch"]).percent(),
             "without": interval(tests["none"]).percent(),
-            "folded": f"{changed:.0e}",
+            "folded": f"{scientific(changed)}",
             "time": f"{f['ratio']:.2f}",
         },
     )

@@ -11,10 +11,8 @@ import optax
 
 from claims import network as net
 from claims.network import Network
-from data import Images, Parts, split_rows
+from data import Images, split_rows
 
-announce: Callable[[str], None] = lambda text: None
-"""is told what is going on, for a progress bar"""
 BLOCK = 10
 """runs of one program; more are made block by block, so that each network is compiled once"""
 
@@ -32,6 +30,8 @@ class Plan(NamedTuple):
     """of the running statistics"""
     optimizer: str = "sgd"
     """'sgd', with a momentum of 0.9, or 'adam'"""
+    decay: bool = True
+    """the learning rate falls to 0 along a cosine, so that the end is one: no arm ends at the noise of its last steps"""
 
 
 class Runs(NamedTuple):
@@ -93,6 +93,11 @@ class Look(NamedTuple):
     batch_stats: Any
     learning_rate: Any
     noise_key: Any
+
+
+def announce(text: str) -> None:
+    """Is told what is going on; a program with a progress bar puts its own function here."""
+    del text
 
 
 Probe = Callable[[Network, Look], Any]
@@ -167,9 +172,8 @@ def part_of(images: Images, own: _Inputs, rows) -> tuple[Any, Any]:
 def train_one(network: Network, plan: Plan, images: Images, probe: Probe | None, own: _Inputs) -> Trained:
     """One run."""
     seen = Seen(*part_of(images, own, own.train), *part_of(images, own, own.validation))
-    optimizer = {"sgd": functools.partial(optax.sgd, momentum=0.9), "adam": optax.adam}[plan.optimizer](
-        own.learning_rate
-    )
+    make = {"sgd": functools.partial(optax.sgd, momentum=0.9), "adam": optax.adam}[plan.optimizer]
+    optimizer = make(optax.cosine_decay_schedule(own.learning_rate, plan.steps) if plan.decay else own.learning_rate)
     key = jax.random.key(own.seed, impl="threefry2x32")
 
     def step(state, batch):
