@@ -123,9 +123,11 @@ def _linear(kind: str, layer: dict[str, Any], x: jax.Array, stride: int) -> jax.
     kernel = layer["kernel"]
     if kind != "dense":
         # A convolution with another kernel for each run would be a grouped one, slow on a CPU; a product is not.
-        x = _patches(x, stride)
-        kernel = kernel.reshape(-1, kernel.shape[-1])
-    y = x @ kernel
+        patches = _patches(x, stride)
+        y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+        y = y.reshape(*patches.shape[:-1], -1)
+    else:
+        y = x @ kernel
     return y + layer["bias"] if "bias" in layer else y
 
 

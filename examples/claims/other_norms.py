@@ -16,7 +16,7 @@ SENTENCE = "It speeds up training and can improve accuracy, more than layer or i
 NORMS = ("batch", "layer", "group", "instance", "none")
 SIZES = (64, 2)
 NETWORKS = {"CNN": Network("conv", 4, 16), "dense network": Network(depth=6)}
-IMAGES = {64: {"CNN": 500 * 64, "dense network": 800 * 64}, 2: {"CNN": 2000 * 2, "dense network": 2000 * 2}}
+IMAGES = {64: {"CNN": 300 * 64, "dense network": 800 * 64}, 2: {"CNN": 1200 * 2, "dense network": 2000 * 2}}
 """seen in training"""
 TARGET = 0.85
 SUPPORT = (
@@ -38,7 +38,7 @@ def _norms(kind: str) -> list[str]:
 
 def parts(setting: Setting):
     def plan(kind, size):
-        evaluations = 20 if size == 64 else 5
+        evaluations = (15 if kind == "CNN" else 20) if size == 64 else 5
         return Plan(setting.steps(IMAGES[size][kind] // size), size, evaluations=evaluations)
 
     def seconds():

@@ -19,7 +19,7 @@ LIMITS = (
 LOOK = "Is either interval right of the grey band, in which there is no difference?"
 KINDS = {"CNN": Network("conv", 4, 16), "dense network": Network(depth=6)}
 PLACES = {"before": {}, "after": {"norm_last": True}, "none": {"norm": "none"}}
-STEPS = {"CNN": 500, "dense network": 800}
+STEPS = {"CNN": 300, "dense network": 800}
 
 
 def parts(setting: Setting):

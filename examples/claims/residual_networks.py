@@ -16,7 +16,7 @@ from claims.tuning import chosen, tuned
 TITLE = "Residual networks"
 SENTENCE = "It is a standard component of modern convolutional networks."
 NETWORKS = {"batch": Network("residual", 8, 16), "none": Network("residual", 8, 16, norm="none")}
-STEPS = 400
+STEPS = 250
 SUPPORT = f"a residual network ends higher with it by more than {100 * MARGIN:g} point, and it folds away exactly"
 AGAINST = f"the same without it, to {100 * MARGIN:g} point"
 LIMITS = (
