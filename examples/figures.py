@@ -39,7 +39,9 @@ def save(figure: Figure, path: Path) -> None:
     print(f"figure: {path}")
 
 
-def training_figure(data: Dataset, probabilities: np.ndarray, curves: dict[str, list[float]], title: str, norm: str) -> Figure:
+def training_figure(
+    data: Dataset, probabilities: np.ndarray, curves: dict[str, list[float]], title: str, norm: str
+) -> Figure:
     """Curves above, test images below: those that the network got wrong first, framed and named.
 
     Args:

@@ -1,12 +1,13 @@
 """Claim 6: saturating activations become usable, and ReLU units do not die."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from claims import network as net
-from claims.claim import NOT_SHOWN, PARTLY, SUPPORTED, Finding, Results, Setting, difference, interval
+from claims.claim import NOT_SHOWN, PARTLY, SUPPORTED, Finding, Interval, Results, Setting, difference, interval
 from claims.drawing import bars, curve, panel
 from claims.network import Network
 from claims.training import Plan, Runs, inputs, part_of, train
@@ -122,8 +123,8 @@ def finding(results: Results) -> Finding:
     numbers = {f"gain, {a}": gains[a].points() for a in ACTIVATIONS}
     numbers |= {f"{a}, {n}": interval(results[f"{a}, {n}"]["test"]).percent() for a in ACTIVATIONS for n in NORMS}
     return Finding(
-        f"test accuracy of a dense network of {DEPTH} layers, rates chosen for each; share of ReLU units that are zero on "
-        "all training images, in the runs that did not diverge",
+        f"test accuracy of a dense network of {DEPTH} layers, rates chosen for each; share of ReLU units that are zero "
+        "on all training images, in the runs that did not diverge",
         f"{'; '.join(texts)}; ReLU units: {both}; {high}",
         verdict,
         because,
@@ -138,7 +139,9 @@ def seen(results: Results) -> str:
 
 def draw(results: Results):
     first, axes = panel("test accuracy", "", "%", ylim=(0, 102))
-    tops = {n: [interval(results[f"{a}, {n}"]["test"]) for a in ACTIVATIONS] for n in NORMS}
+    tops: dict[str, Sequence[Interval]] = {
+        n: [interval(results[f"{a}, {n}"]["test"]) for a in ACTIVATIONS] for n in NORMS
+    }
     bars(axes, [a.replace("_", "\n") for a in ACTIVATIONS], tops)
     axes.legend(loc="lower right", frameon=True, framealpha=0.7)
     second, axes = panel("dead ReLU units", "learning rate", "% of the units", xscale="log")
@@ -147,7 +150,9 @@ def draw(results: Results):
         curve(axes, r["rates"], 100 * np.asarray(r["dead"], float), norm)
         for rate, lost in zip(r["rates"], np.asarray(r["lost"]).sum(0), strict=True):
             if lost:
-                axes.annotate(f"{lost} diverged", (rate, 0), (0, -4 if norm == "batch" else 4), textcoords="offset points",
-                              ha="right", fontsize=8)  # fmt: skip
+                axes.annotate(
+                    f"{lost} diverged", (rate, 0), (0, -4 if norm == "batch" else 4),
+                    textcoords="offset points", ha="right", fontsize=8,
+                )  # fmt: skip
     axes.legend(loc="upper left")
     return [first, second]

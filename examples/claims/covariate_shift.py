@@ -169,8 +169,8 @@ def finding(results: Results) -> Finding:
     else:
         verdict, because = NOT_SHOWN, "inputs do not move less with it"
     return Finding(
-        f"how far the means of all layers' inputs move in {EVERY} steps, in standard deviations, in evaluation mode, at "
-        f"each one's best rate ({chosen(results, ARMS)}); test accuracy; range of the loss along the gradient",
+        f"how far the means of all layers' inputs move in {EVERY} steps, in standard deviations, in evaluation mode, "
+        f"at each one's best rate ({chosen(results, ARMS)}); test accuracy; range of the loss along the gradient",
         f"inputs move {moved['batch'].number(3)} with batch norm, {moved['none'].number(3)} without, "
         f"{moved['noise'].number(3)} with batch norm and noise; test accuracy {interval(tests['batch']).percent()}, "
         f"{interval(tests['none']).percent()}, {interval(tests['noise']).percent()}; at equal loss, without batch norm "

@@ -22,11 +22,11 @@ from claims.tuning import tuned
 
 TITLE = "Depth"
 SENTENCE = "It addresses vanishing and exploding gradients and makes deeper networks trainable."
-DEPTHS = (5, 10, 20, 40)
+DEPTHS = (5, 20, 40)
 DEEPEST = 40
 SCALES = {"He's": 1.0, "half of He's": 0.5, "twice He's": 2.0}
 WIDTH = 32
-STEPS = 1200
+STEPS = 1000
 SUPPORT = (
     "its gradients do not depend on the initial weights, and it trains at depths at which He's weights alone do not"
 )
@@ -116,22 +116,22 @@ def finding(results: Results) -> Finding:
     if steadier and wins and not beaten:
         verdict, because = (
             SUPPORTED,
-            f"its gradients do not depend on the initial weights, and it is ahead at depth {wins}",
+            f"the weights' scale does not compound, and it is ahead at {_list(wins)} layers",
         )
     elif steadier and wins:
         verdict = PARTLY
         because = (
-            f"it makes gradients independent of the initial weights and is ahead of He's weights at {_list(wins)} layers, "
-            f"but residual branches that start at 0 do better without it at {_list(beaten)}"
+            f"the weights' scale does not compound, and it is ahead of He's weights at {_list(wins)} layers; but "
+            f" residual branches that start at 0 do better without it at {_list(beaten)}"
         )
     elif steadier:
         verdict = PARTLY
         because = (
-            "it makes gradients independent of the initial weights; once these are He's, no deeper network trains "
-            "better with it"
+            "the weights' scale does not compound in its gradients; but once the weights are He's, no deeper network "
+            "trains better with it"
         )
     else:
-        verdict, because = NOT_SHOWN, "gradients depend on the initial weights with it too"
+        verdict, because = NOT_SHOWN, "the weights' scale compounds with it too"
     texts = [
         f"{depth} layers: {interval(tests['batch'][depth]).percent()} with, "
         f"{interval(tests['none'][depth]).percent()} without, {interval(tests['residual'][depth]).percent()} without, "
@@ -165,11 +165,11 @@ def _list(depths) -> str:
 
 def seen(results: Results) -> str:
     n = finding(results).numbers
+    small, large = (n[f"first, none, {scale}"] for scale in ("half of He's", "twice He's"))
     return (
-        f"At the start the first layer's gradient is {n['first, none, half of He' + chr(39) + 's']} to "
-        f"{n['first, none, twice He' + chr(39) + 's']} of its weights without batch norm, and the same power of ten for "
-        f"all initial weights with it. At the deepest: {n['deepest, batch']} with, {n['deepest, none']} without, "
-        f"{n['deepest, residual']} residual"
+        f"At the start the first layer's gradient is between {small} and {large} of its weights without batch norm, "
+        f"and nearly the same for all initial weights with it. At the deepest: {n['deepest, batch']} with, "
+        f"{n['deepest, none']} without, {n['deepest, residual']} residual"
     )
 
 

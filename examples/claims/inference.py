@@ -1,6 +1,7 @@
 """Claim 3: at inference it uses moving averages accumulated in training, which makes predictions stable."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,12 +131,12 @@ def finding(results: Results) -> Finding:
     else:
         verdict, because = NOT_SHOWN, "predictions depend on the company in evaluation mode too"
     return Finding(
-        f"one image in {BATCHES} different batches of {BATCH}: how its probabilities move; validation accuracy with the "
-        "moving averages and with the statistics of all training images",
-        f"evaluation mode: by at most {scientific(moved)}; training mode: by {spread.number(3)} (standard deviation), and "
-        f"{flips.percent()} of the images change their class; after {EARLY} steps at momentum 0.99 {early[0].percent()} "
-        f"are right, recalibrated {early[1].percent()}; batches of 4 at momentum 0.5 {late[0].percent()}, recalibrated "
-        f"{late[1].percent()}",
+        f"one image in {BATCHES} different batches of {BATCH}: how its probabilities move; validation accuracy with "
+        "the moving averages and with the statistics of all training images",
+        f"evaluation mode: by at most {scientific(moved)}; training mode: by {spread.number(3)} (standard deviation), "
+        f"and {flips.percent()} of the images change their class; after {EARLY} steps at momentum 0.99 "
+        f"{early[0].percent()} are right, recalibrated {early[1].percent()}; batches of 4 at momentum 0.5 "
+        f"{late[0].percent()}, recalibrated {late[1].percent()}",
         verdict,
         because,
         {
@@ -152,8 +153,9 @@ def finding(results: Results) -> Finding:
 def seen(results: Results) -> str:
     f = finding(results).numbers
     return (
-        f"In training mode the boxes of the eight most unsteady images spread over most of the range from 0 to 1. After "
-        f"{EARLY} steps at momentum 0.99 the moving averages get {f['early']} right, recalibrated {f['early, recalibrated']}"
+        "In training mode the boxes of the eight most unsteady images spread over most of the range from 0 to 1. "
+        f"After {EARLY} steps at momentum 0.99 the moving averages get {f['early']} right, and "
+        f"{f['early, recalibrated']} when recalibrated"
     )
 
 
@@ -162,7 +164,7 @@ def draw(results: Results):
     example = np.asarray(p["example"])
     places = np.arange(len(example))
     first, axes = panel("one image in 50 batches, training mode", "the eight images that move most", "probability")
-    shades = {k: {"color": INK} for k in ("boxprops", "whiskerprops", "capprops", "medianprops")}
+    shades: dict[str, Any] = {k: {"color": INK} for k in ("boxprops", "whiskerprops", "capprops", "medianprops")}
     axes.boxplot(list(example), positions=places, widths=0.6, flierprops={"markersize": 3, "markeredgecolor": INK},
                  **shades)  # fmt: skip
     axes.plot(places, p["example alone"], "D", color="#0072b2", label="evaluation mode")

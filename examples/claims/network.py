@@ -32,7 +32,7 @@ class Network(NamedTuple):
     activation: str = "relu"
     virtual_batch_size: int | None = None
     noise: bool = False
-    """dense: after each norm, noise of a mean and deviation that are new in each step (Santurkar et al. 2018, section 2.2)"""
+    """dense: after each norm, noise of a new mean and deviation in each step (Santurkar et al. 2018, section 2.2)"""
     statistics: str = "both"
     """of batch norm: 'both', or 'mean' or 'variance' only, for the exercises"""
     affine: bool = True

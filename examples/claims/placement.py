@@ -17,14 +17,14 @@ LIMITS = (
     "activation does it fold into the layer before it."
 )
 LOOK = "Is either interval right of the grey band, in which there is no difference?"
-KINDS = {"CNN": Network("conv", 4, 16), "dense network": Network(depth=6)}
+KINDS = {"CNN": Network("conv", 4, 12), "dense network": Network(depth=6)}
 PLACES = {"before": {}, "after": {"norm_last": True}, "none": {"norm": "none"}}
-STEPS = {"CNN": 300, "dense network": 800}
+STEPS = {"CNN": 240, "dense network": 800}
 
 
 def parts(setting: Setting):
     def measured(kind, changes):
-        plan = Plan(setting.steps(STEPS[kind]), evaluations=5)
+        plan = Plan(setting.steps(STEPS[kind]))
         return lambda: tuned(KINDS[kind]._replace(**changes), plan, setting)
 
     return {f"{kind}, {place}": measured(kind, changes) for kind in KINDS for place, changes in PLACES.items()}

@@ -10,7 +10,7 @@ from claims.tuning import chosen, tuned
 
 TITLE = "Regularization"
 SENTENCE = "It can improve accuracy by a regularizing effect."
-IMAGES = 320
+IMAGES = 160
 STEPS = 300
 CASES = {
     # All take the gradient of all training images at once: only the noise of the statistics differs.
@@ -76,9 +76,14 @@ def finding(results: Results) -> Finding:
         + f"; {NOISIEST} less whole {over[NOISIEST].points()}, no norm less whole {over['none'].points()}",
         verdict,
         because,
-        {"chunks - whole": over[NOISIEST].points(), "none - whole": over["none"].points(), "whole": tests["whole"].percent(),
-         "chunks": tests[NOISIEST].percent(), "none": tests["none"].percent()},
-    )  # fmt: skip
+        {
+            "chunks - whole": over[NOISIEST].points(),
+            "none - whole": over["none"].points(),
+            "whole": tests["whole"].percent(),
+            "chunks": tests[NOISIEST].percent(),
+            "none": tests["none"].percent(),
+        },
+    )
 
 
 def seen(results: Results) -> str:

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     optimizer: str = "sgd"
     """'sgd', with a momentum of 0.9, or 'adam'"""
     decay: bool = True
-    """the learning rate falls to 0 along a cosine, so that the end is one: no arm ends at the noise of its last steps"""
+    """the learning rate falls to 0 along a cosine, so that no arm ends in the noise of its last steps"""
 
 
 class Runs(NamedTuple):
@@ -145,7 +145,8 @@ def inputs(network: Network, plan: Plan, images: Images, runs: Runs) -> _Inputs:
         return _Inputs(
             params, batch_stats, train, parts.validation, parts.test, _batches(plan, len(train), seed),
             pixels.mean(dtype=np.float64).astype(np.float32),
-            np.maximum(pixels.std(dtype=np.float64), 1e-6).astype(np.float32), np.float32(0), np.uint32(seed),
+            np.maximum(pixels.std(dtype=np.float64), 1e-6).astype(np.float32), np.zeros((), np.float32),
+            np.array(seed, np.uint32),
         )  # fmt: skip
 
     of_seeds = {seed: of_seed(seed) for seed in set(runs.seed.tolist())}
@@ -200,8 +201,12 @@ def train_one(network: Network, plan: Plan, images: Images, probe: Probe | None,
     state, (losses, *curves, probed) = jax.lax.scan(period, state, batches)
     few = min(len(own.train), len(own.test))
     train_loss, _ = evaluate(network, *state[:2], seen.train_x[:few], seen.train_y[:few])
-    test = evaluate(network, *state[:2], *part_of(images, own, own.test))
-    return Trained(*state[:2], losses.reshape(-1), *curves, train_loss, *test, probed)
+    test_loss, test_accuracy = evaluate(network, *state[:2], *part_of(images, own, own.test))
+    validation_loss, validation_accuracy = curves
+    return Trained(
+        state[0], state[1], losses.reshape(-1), validation_loss, validation_accuracy,
+        train_loss, test_loss, test_accuracy, probed,
+    )  # fmt: skip
 
 
 def train(network: Network, plan: Plan, images: Images, runs: Runs, probe: Probe | None = None) -> Trained:
@@ -213,7 +218,7 @@ def train(network: Network, plan: Plan, images: Images, runs: Runs, probe: Probe
     available = min(plan.train_images or len(images.y), len(split_rows(images.y, 0).train))
     if plan.steps % plan.evaluations or not 0 < plan.batch_size <= available:
         raise ValueError(f"steps must be a multiple of the evaluations, and the batch at most {available}, got {plan}")
-    found = []
+    found, out = [], None
     for first in range(0, len(runs.seed), BLOCK):
         block = Runs(*(v[first : first + BLOCK] for v in runs))
         padded = Runs(*(np.resize(v, BLOCK) for v in block))  # of one size: one program
@@ -221,8 +226,9 @@ def train(network: Network, plan: Plan, images: Images, runs: Runs, probe: Probe
         announce("compiles" if not first else f"run {first} of {len(runs.seed)}")
         program = _program(network, plan, images.classes, images.x.shape[1:], probe, args)
         announce(f"run {first} of {len(runs.seed)}")
-        found.append(jax.tree.map(lambda v, n=len(block.seed): np.asarray(v)[:n], program(*args)))
-    return jax.tree.map(lambda *v: np.concatenate(v), *found)
+        out = program(*args)
+        found.append([np.asarray(v)[: len(block.seed)] for v in jax.tree.leaves(out)])
+    return jax.tree.unflatten(jax.tree.structure(out), [np.concatenate(v) for v in zip(*found, strict=True)])
 
 
 _programs: dict[Any, Any] = {}
@@ -235,7 +241,9 @@ def _program(network: Network, plan: Plan, classes: tuple[str, ...], shape, prob
 
         @jax.jit
         def run(arrays, own):
-            return jax.vmap(functools.partial(train_one, network, plan, Images(*arrays, classes), probe))(own)
+            return jax.vmap(functools.partial(train_one, network, plan, Images(arrays[0], arrays[1], classes), probe))(
+                own
+            )
 
         _programs[key] = run.lower(*args).compile()
     return _programs[key]

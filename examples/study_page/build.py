@@ -6,12 +6,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib.pyplot as plt
+
 from claims.claim import SKETCH
 from claims.tuning import RATES, TUNING_SEEDS
 from study_page import by_hand, figures, movie
+from study_page.fill import fill, read, unbroken
 from study_page.guide import EXERCISES, PARTS, Line
 
-HERE = Path(__file__).parent
 KINDS = {"supported": "supported", "partly": "partly", SKETCH: "partly"}
 """of verdicts, for the style sheet"""
 
@@ -24,47 +26,34 @@ def page(study: dict[str, Any], claims: dict[str, ModuleType], folder: Path | No
       claims: the modules, by name, in the order of the page.
       folder: where the figures go as PNG files too.
     """
-    known = {name: claims[name] for name in claims if name in study["claims"]}
+    known = [(number, name) for number, name in enumerate(claims, 1) if name in study["claims"]]
     shift = study["claims"].get("covariate_shift")
-    parts = {
-        "style": _file("style.css"),
-        "sketch": _sketch(study["about"]),
-        "by_hand": by_hand.section(),
-        "movie": movie.section(shift and shift["results"]["movie"]),
-        "rows": "\n".join(_row(number, name, module, study) for number, (name, module) in enumerate(known.items(), 1)),
-        "claims": "\n".join(
-            _claim(number, name, module, study, folder) for number, (name, module) in enumerate(known.items(), 1)
-        ),
-        "guide": _guide(study),
-        "exercises": _exercises(),
-        "how": _how(study["about"]),
-        "by_hand_js": _file("by_hand.js"),
-        "movie_js": f"<script>{_file('movie.js')}</script>" if shift else "",
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _file("template.html"))
-
-
-def _file(name: str) -> str:
-    return (HERE / name).read_text().strip()
-
-
-def _sketch(about: dict[str, Any]) -> str:
-    if not about["fast"]:
-        return ""
-    return (
-        '<p class="sketch">This is a sketch (--fast): a fifth of the steps and few seeds. It shows what the page looks '
-        "like; its numbers bear no verdict.</p>"
+    return fill(
+        "template.html",
+        style=read("style.css"),
+        sketch=read("sketch.html") if study["about"]["fast"] else "",
+        by_hand=by_hand.section(),
+        movie=movie.section(shift and shift["results"]["movie"]),
+        rows="\n".join(_row(number, name, claims[name], study) for number, name in known),
+        claims="\n".join(_claim(number, name, claims[name], study, folder) for number, name in known),
+        guide=_guide(study),
+        exercises=_exercises(),
+        how=_how(study["about"]),
+        by_hand_js=read("by_hand.js"),
+        movie_js=f"<script>{read('movie.js')}</script>" if shift else "",
     )
 
 
-def _verdict(finding: dict[str, Any]) -> str:
-    kind = KINDS.get(finding["verdict"], "not")
-    return f'class="{kind}"><strong>{html.escape(finding["verdict"])}</strong>: <span>{html.escape(finding["because"])}.</span>'
+def text(words: str) -> str:
+    """Words as HTML, an interval on one line."""
+    return unbroken(html.escape(words, quote=False))
 
 
 def _row(number: int, name: str, module: ModuleType, study: dict[str, Any]) -> str:
-    claim = f'<a href="#{name}">{number}. {html.escape(module.TITLE)}</a>'
-    return f"<tr><td>{claim}</td><td {_verdict(study['claims'][name])}</td></tr>"
+    finding = study["claims"][name]
+    kind = KINDS.get(finding["verdict"], "not")
+    verdict = f"<strong>{text(finding['verdict'])}</strong>: <span>{text(finding['because'])}.</span>"
+    return f'<tr><td><a href="#{name}">{number}. {text(module.TITLE)}</a></td><td class="{kind}">{verdict}</td></tr>'
 
 
 def _claim(number: int, name: str, module: ModuleType, study: dict[str, Any], folder: Path | None) -> str:
@@ -73,23 +62,26 @@ def _claim(number: int, name: str, module: ModuleType, study: dict[str, Any], fo
     panels = "\n".join(figures.inline(figure, f"{name}-{i}") for i, figure in enumerate(drawn, 1))
     if folder:
         figures.save(drawn, folder, name)
-    text = {
-        k: html.escape(v)
-        for k, v in vars(module).items()
-        if k in ("TITLE", "SENTENCE", "SUPPORT", "AGAINST", "LIMITS", "LOOK")
-    }
-    seen = html.escape(f"{module.TITLE}. {module.seen(finding['results'])}.")
-    return f"""<section><h3 id="{name}">{number}. {text["TITLE"]}</h3>
-<blockquote>{text["SENTENCE"]}</blockquote>
-<p><b>For it</b> would count that {text["SUPPORT"]}. <b>Against it</b>, that {text["AGAINST"]}.</p>
-<figure><div class="panels" role="img" aria-label="{seen}">
-{panels}
-</div><figcaption>{text["LOOK"]}</figcaption></figure>
-<p><b>Measured:</b> {html.escape(finding["measured"])}.</p>
-<p><b>Found:</b> {html.escape(finding["effect"])}.</p>
-<p class="verdict {KINDS.get(finding["verdict"], "not")}"><strong>{html.escape(finding["verdict"]).capitalize()}</strong>:
-<span>{html.escape(finding["because"])}.</span></p>
-<p class="about"><b>What this cannot show.</b> {text["LIMITS"]}</p></section>"""
+    for figure in drawn:
+        plt.close(figure)
+    return fill(
+        "claim.html",
+        name=name,
+        number=number,
+        panels=panels,
+        kind=KINDS.get(finding["verdict"], "not"),
+        seen=html.escape(f"{module.TITLE}. {module.seen(finding['results'])}."),
+        title=text(module.TITLE),
+        sentence=text(module.SENTENCE),
+        support=text(module.SUPPORT),
+        against=text(module.AGAINST),
+        limits=text(module.LIMITS),
+        look=text(module.LOOK),
+        measured=text(finding["measured"]),
+        effect="".join(f"<li>{text(part)}</li>" for part in finding["effect"].split("; ")),
+        verdict=text(finding["verdict"]).capitalize(),
+        because=text(finding["because"]),
+    )
 
 
 def answer(line: Line, study: dict[str, Any]) -> str:
@@ -102,7 +94,7 @@ def answer(line: Line, study: dict[str, Any]) -> str:
         finding = study["claims"][match[1]]
         name = html.unescape(match[2])
         value = finding[name] if name in ("verdict", "because") else finding["numbers"].get(name, "not measured")
-        return f'<span data-claim="{match[1]}" data-name="{html.escape(name)}">{html.escape(value)}</span>'
+        return f'<span data-claim="{match[1]}" data-name="{html.escape(name)}">{text(value)}</span>'
 
     return re.sub(r"\[\[(\w+): (.*?)\]\]", look_up, html.escape(line.answer, quote=False))
 
@@ -122,29 +114,36 @@ def _guide(study: dict[str, Any]) -> str:
 
 def _exercises() -> str:
     items = [
-        f"<li>{html.escape(text)}<pre><code>python examples/exercises.py {name}</code></pre></li>"
-        for name, text in EXERCISES.items()
+        f"<li>{text(words)}<pre><code>python examples/exercises.py {name}</code></pre></li>"
+        for name, words in EXERCISES.items()
     ]
     return f"<ol>{''.join(items)}</ol>"
 
 
 def _how(about: dict[str, Any]) -> str:
-    rates = f"{RATES[0]:.3g} to {RATES[-1]:g}, each twice the last"
-    others = ", ".join(f"{k} {about[k]}" for k in ("jaxbn", "jax", "device"))
-    return f"""<p>{html.escape(about["images"])}: {about["count"]} images of {about["size"]}. For each seed they are split
-anew: three fifths to train, a fifth for choices (validation), a fifth for the test. Each arm of a comparison is tried at the
-same {len(RATES)} learning rates ({rates}) on the same {len(TUNING_SEEDS)} splits of their own; the rate that is best on the
-validation part is trained again on {about["seeds"]} other splits and seeds, which all arms share, and only there the test part
-is looked at, once. "a ± b" is a mean over these and its 95 % interval (Student's t); differences are taken seed by seed. The
-splits are of the same images, so that the intervals say how much the split and the seed matter, not how other images
-would do. A run whose loss is not finite diverged: it is told apart, and is no low accuracy.</p>
-<p>The margin: a difference in accuracy whose interval lies within 1 point of 0 is called the same.</p>
-<p class="about">{html.escape(others)}. Again: <code>{html.escape(about["command"])}</code></p>"""
+    return fill(
+        "how.html",
+        rates=len(RATES),
+        lowest=f"{RATES[0]:.2g}",
+        highest=f"{RATES[-1]:g}",
+        tuning=len(TUNING_SEEDS),
+        versions=text(", ".join(f"{k} {about[k]}" for k in ("jaxbn", "jax", "device"))),
+        **{k: text(str(about[k])) for k in ("images", "count", "size", "seeds", "command")},
+    )
 
 
 def markdown(study: dict[str, Any], claims: dict[str, ModuleType]) -> str:
-    """The table, for a README."""
-    lines = [] if not study["about"]["fast"] else ["A sketch (`--fast`), without verdicts.", ""]
+    """The table, as a file of its own."""
+    about = study["about"]
+    lines = ["# What batch norm does, measured", ""]
+    lines += [
+        f"{about['images']}, {about['size']}; {about['seeds']} splits and seeds for each arm, rates chosen on validation "
+        "images, 95 % intervals over splits and seeds. The whole page, with figures: "
+        f"`{about['command']}`, or at once from the numbers kept here: "
+        "`python examples/study.py --page examples/study.json`.",
+        "",
+    ]
+    lines += [] if not about["fast"] else ["A sketch (`--fast`), without verdicts.", ""]
     lines += ["| the guide says | found | verdict |", "|---|---|---|"]
     for name, module in claims.items():
         if name in study["claims"]:

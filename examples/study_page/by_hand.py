@@ -1,6 +1,5 @@
 """The page's batch of four numbers: the values it opens with are computed by jaxbn in float64."""
 
-import html
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbn
+from study_page.fill import MINUS, fill, short
 
 START: dict[str, Any] = {
     "x": [1.0, 2.0, 3.0, 6.0],
@@ -34,16 +34,17 @@ def compute(x, epsilon, scale, bias, momentum, steps, training) -> dict[str, Any
         params = {"scale": jnp.full(1, scale, jnp.float64), "bias": jnp.full(1, bias, jnp.float64)}
         stats = {"mean": jnp.zeros(1, jnp.float64), "var": jnp.ones(1, jnp.float64)}
         options = {"epsilon": epsilon, "momentum": momentum}
-        y, seen = jaxbn.batch_norm(params, stats, column, use_running_average=False, **options)
-        for step in range(steps):
-            _, stats = jaxbn.batch_norm(params, stats, column, use_running_average=False, **options)
-            del step
+
+        def step(_, stats):
+            return jaxbn.batch_norm(params, stats, column, use_running_average=False, **options)[1]
+
+        y, _ = jaxbn.batch_norm(params, stats, column, use_running_average=False, **options)
+        stats = jax.lax.fori_loop(0, steps, step, stats)
         moments = jaxbn.batch_moments(column)
         used = {"mean": moments.mean, "var": moments.var} if training else stats
         if not training:
             y, _ = jaxbn.batch_norm(params, stats, column, use_running_average=True, **options)
         bare, _ = jaxbn.batch_norm({}, used, column, use_running_average=True, epsilon=epsilon)
-        del seen
         one = {
             "mean": moments.mean, "var": moments.var, "running-mean": stats["mean"], "running-var": stats["var"],
             "deviation": jnp.sqrt(used["var"] + epsilon),
@@ -58,28 +59,15 @@ ROWS = {
     "running-mean": ("running mean", f"after {START['steps']} training steps on this batch, from 0"),
     "running-var": ("running variance", f"after {START['steps']} training steps on this batch, from 1"),
     "deviation": ("standard deviation", "the root of variance + ε"),
-    "normalized": ("normalized", "(x − mean) / standard deviation"),
-    "y": ("y", "scale × normalized + bias"),
+    "normalized": ("normalized", f"(x {MINUS} mean) / standard deviation"),
+    "y": ("y", "scale times normalized, plus bias"),
 }
-
-
-def _short(value: float) -> str:
-    return f"{value:.4f}".rstrip("0").rstrip(".").replace("-", "−")
-
-
-def _line(name: str, label: str, values: list[float]) -> str:
-    """Values as dots on a line from -10 to 10."""
-    ticks = "".join(f'<text x="{300 + 30 * v}" y="26" text-anchor="middle">{str(v).replace("-", "−")}</text>'
-                    f'<path d="M{300 + 30 * v} 8v6" stroke="var(--line)"/>' for v in range(-9, 10, 3))  # fmt: skip
-    colour = "var(--none)" if name == "x" else "var(--batch)"
-    dots = "".join(
-        f'<circle cx="{300 + 30 * v:.4f}" cy="11" r="5" fill="{colour}" fill-opacity="0.75"/>' for v in values
-    )
-    return (
-        f'<span>{label}</span><svg class="line" viewBox="0 0 600 30" data-dots="{name}" role="img" aria-label="{label} as dots on a line">'
-        f'<path d="M15 11h570" stroke="var(--line)"/>{ticks}{dots}'
-        "</svg>"
-    )
+OPTIONS = (
+    ("epsilon", "ε", 'min="0"'),
+    ("scale", "scale", ""),
+    ("bias", "bias", ""),
+    ("momentum", "momentum", 'min="0" max="1"'),
+)
 
 
 def section() -> str:
@@ -87,42 +75,48 @@ def section() -> str:
     found = compute(**START)
     rows = []
     for name, (label, how) in ROWS.items():
-        value = found[name]
-        text = ", ".join(map(_short, value)) if isinstance(value, list) else _short(value)
-        rows.append(f'<tr data-id="{name}"><td>{label}</td><td><output>{text}</output></td>'
-                    f'<td class="how">{html.escape(how)}</td></tr>')  # fmt: skip
-    numbers = "".join(
+        values = found[name] if isinstance(found[name], list) else [found[name]]
+        text = ", ".join(map(short, values))
+        rows.append(
+            f'<tr data-id="{name}"><td>{label}</td><td><output>{text}</output></td><td class="how">{how}</td></tr>'
+        )
+    numbers = [
         f'<label>x<sub>{i + 1}</sub><input type="number" step="any" value="{v:g}" data-id="x{i}"></label>'
         for i, v in enumerate(START["x"])
-    )
-    options = "".join(
+    ]
+    options = [
         f'<label>{label}<input type="number" step="any" {limits} value="{START[name]:g}" data-id="{name}"></label>'
-        for name, label, limits in (
-            ("epsilon", "ε", 'min="0"'), ("scale", "scale", ""), ("bias", "bias", ""),
-            ("momentum", "momentum", 'min="0" max="1"'),
-        )
-    )  # fmt: skip
-    sizes = "".join(
+        for name, label, limits in OPTIONS
+    ]
+    sizes = [
         f'<label><input type="radio" name="size" value="{n}"{" checked" if n == 4 else ""}> {n}</label>'
         for n in (4, 2, 1)
+    ]
+    return fill(
+        "by_hand.html",
+        numbers="".join(numbers),
+        options="".join(options),
+        sizes="".join(sizes),
+        steps=START["steps"],
+        x=", ".join(map(short, START["x"])),
+        opens=", ".join(f"{label} {START[name]:g}" for name, label, _ in OPTIONS),
+        rows="\n".join(rows),
+        lines="".join(_line(name, START["x"] if name == "x" else found[name]) for name in ("x", "normalized", "y")),
     )
-    lines = "".join(_line(n, n, found[n] if n in found else START["x"]) for n in ("x", "normalized", "y"))
-    return f"""<p>One feature, and a batch of four examples. <span class="needs-script">Change any number, and
-follow it through.</span> In training each value is judged by the company it is in; in evaluation by the running
-averages. Make one value very large in training mode, and watch what becomes of the others.</p>
-<div class="tool" id="by-hand">
-<div class="controls needs-script">{numbers}</div>
-<div class="controls needs-script">{options}</div>
-<div class="controls needs-script">
-<fieldset><legend>batch of</legend>{sizes}</fieldset>
-<fieldset><legend>mode</legend><label><input type="radio" name="mode" value="training" checked> training</label>
-<label><input type="radio" name="mode" value="evaluation"> evaluation</label></fieldset>
-<label>training steps so far: <span data-id="steps-shown">{START["steps"]}</span>
-<input type="range" min="0" max="60" value="{START["steps"]}" data-id="steps"></label>
-</div>
-<table class="steps"><tbody><tr><td>x</td><td>{", ".join(map(_short, START["x"]))}</td><td>the batch, as it opens; ε
-{START["epsilon"]:g}, scale {START["scale"]:g}, bias {START["bias"]:g}, momentum {START["momentum"]:g}</td></tr>
-{"".join(rows)}</tbody></table>
-<div class="lines">{lines}</div>
-<p class="note" data-id="note" aria-live="polite"></p>
-</div>"""
+
+
+def _line(name: str, values: list[float]) -> str:
+    """Values as dots on a line from -10 to 10."""
+    ticks = "".join(
+        f'<text x="{300 + 30 * v}" y="26" text-anchor="middle">{short(v)}</text>'
+        f'<path d="M{300 + 30 * v} 8v6" stroke="var(--line)"/>'
+        for v in range(-9, 10, 3)
+    )
+    colour = "var(--none)" if name == "x" else "var(--batch)"
+    dots = "".join(
+        f'<circle cx="{300 + 30 * v:.4f}" cy="11" r="5" fill="{colour}" fill-opacity="0.75"/>' for v in values
+    )
+    return (
+        f'<span>{name}</span><svg class="line" viewBox="0 0 600 30" data-dots="{name}" role="img" '
+        f'aria-label="{name} as dots on a line"><path d="M15 11h570" stroke="var(--line)"/>{ticks}{dots}</svg>'
+    )

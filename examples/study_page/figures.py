@@ -6,7 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from claims.claim import Results
@@ -46,4 +45,3 @@ def save(figures: list[Figure], folder: Path, name: str) -> None:
     with mpl.rc_context(STYLE):
         for number, figure in enumerate(figures, 1):
             figure.savefig(folder / f"{name}-{number}.png", transparent=False, facecolor="white")
-            plt.close(figure)

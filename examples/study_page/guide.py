@@ -21,3 +21,5 @@ PARTS: dict[str, list[Line]] = {
     for title, name in (("The five facts", "facts"), ("The definition", "definition"), ("The questions", "questions"))
 }
 EXERCISES: dict[str, str] = _read["exercises"]
+AFTERWARDS = {name: " ".join(text.split()) for name, text in _read["afterwards"].items()}
+"""what to think about once it has run"""

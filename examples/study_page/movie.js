@@ -13,7 +13,7 @@
     const width = 240 / counts.length;
     let path = "M0 100";
     counts.forEach((count, i) => {
-      const y = (100 - 95 * Math.min(1, (3 * count) / total)).toFixed(2);
+      const y = (100 - 95 * Math.min(1, (4 * count) / total)).toFixed(2);
       path += `L${(i * width).toFixed(2)} ${y}L${((i + 1) * width).toFixed(2)} ${y}`;
     });
     return `${path}L240 100Z`;

@@ -156,8 +156,8 @@ def test_names_of_classes_are_drawn_as_they_are_and_fit():
     assert figures.fitting("$5") == r"\$5"
     assert figures.fitting("a name that is long") == "a name that i…"
     named = data.Dataset(*data.load_digits()[:4], tuple("$a$ $b" for _ in range(10)))
-    figure = figures.training_figure(named, np.eye(10)[named.test_y], dict.fromkeys(
-        ("training loss", "training accuracy", "test accuracy"), [0.5]), "a title", "none")  # fmt: skip
+    curves = {name: [0.5] for name in ("training loss", "training accuracy", "test accuracy")}
+    figure = figures.training_figure(named, np.eye(10)[named.test_y], curves, "a title", "none")
     figure.canvas.draw()
 
 
