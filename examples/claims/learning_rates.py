@@ -158,7 +158,7 @@ def draw(results: Results):
         image: Any = axes.imshow(accuracy, origin="lower", cmap="cividis", vmin=0, vmax=100, aspect="auto")
         columns, rows = np.arange(len(r["rates"])), np.arange(len(r["scales"]))
         if accuracy.max() > 100 * ENOUGH > accuracy.min():
-            axes.contour(columns, rows, accuracy, levels=[100 * ENOUGH], colors="white", linewidths=1.5)
+            axes.contour(columns, rows, accuracy, levels=[100 * ENOUGH], colors="#fefefe", linewidths=1.5)
         axes.set_xticks(columns[::2], [f"$2^{{{round(np.log2(v))}}}$" for v in r["rates"][::2]])
         axes.set_yticks(rows[::2], [f"{v:g}" for v in r["scales"][::2]])
         axes.set(title=f"{titles[norm]}, {titles[optimizer]}", xlabel="learning rate", ylabel="initial weights / He's")

@@ -54,7 +54,12 @@ def finding(results: Results) -> Finding:
             "unclear": "is not shown to be better",
         }
         verdict = NOT_SHOWN
-        because = "; ".join(f"before the activation {said[words[kind]]} in the {kind}" for kind in KINDS)
+        alike = set(words.values()) == {"same"}
+        because = (
+            "before or after makes no difference in either network"
+            if alike
+            else "; ".join(f"before the activation {said[words[kind]]} in the {kind}" for kind in KINDS)
+        )
     texts = [
         f"{kind}: {interval(_test(results, kind, 'before')).percent()} before, "
         f"{interval(_test(results, kind, 'after')).percent()} after, "

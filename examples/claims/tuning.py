@@ -78,7 +78,7 @@ def arm(out: Trained, plan: Plan) -> dict[str, Any]:
 
 def chosen(results: Results, arms) -> str:
     """The rates of some arms, for the page."""
-    return ", ".join(f"{name} {results[name]['rate']:.3g}" for name in arms)
+    return "; ".join(f"{name}: {results[name]['rate']:.2g}" for name in arms)
 
 
 def steps_to(result: dict[str, Any], target: float) -> np.ndarray:

@@ -61,7 +61,7 @@ def _claim(number: int, name: str, module: ModuleType, study: dict[str, Any], fo
     drawn = figures.drawn(module, finding["results"])
     panels = "\n".join(figures.inline(figure, f"{name}-{i}") for i, figure in enumerate(drawn, 1))
     if folder:
-        figures.save(drawn, folder, name)
+        figures.save(drawn, folder / f"{name}.png")
     for figure in drawn:
         plt.close(figure)
     return fill(
@@ -138,7 +138,7 @@ def markdown(study: dict[str, Any], claims: dict[str, ModuleType]) -> str:
     lines = ["# What batch norm does, measured", ""]
     lines += [
         f"{about['images']}, {about['size']}; {about['seeds']} splits and seeds for each arm, rates chosen on validation "
-        "images, 95 % intervals over splits and seeds. The whole page, with figures: "
+        "images; intervals of 95 % over splits and seeds. The whole page, with its figures: "
         f"`{about['command']}`, or at once from the numbers kept here: "
         "`python examples/study.py --page examples/study.json`.",
         "",

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from PIL import Image
 
 from claims.claim import Results
 from claims.drawing import COLOURS, INK, STYLE
@@ -40,8 +41,17 @@ def inline(figure: Figure, name: str) -> str:
     return text.strip()
 
 
-def save(figures: list[Figure], folder: Path, name: str) -> None:
-    """The panels as PNG files NAME-1.png, NAME-2.png, ..."""
+def save(figures: list[Figure], path: Path, columns: int = 2) -> None:
+    """The panels as one PNG file, side by side and below each other."""
+    panels = []
     with mpl.rc_context(STYLE):
-        for number, figure in enumerate(figures, 1):
-            figure.savefig(folder / f"{name}-{number}.png", transparent=False, facecolor="white")
+        for figure in figures:
+            file = io.BytesIO()
+            figure.savefig(file, format="png", transparent=False, facecolor="white", metadata={"Software": None})
+            panels.append(Image.open(file))
+    width, height = (max(panel.size[i] for panel in panels) for i in (0, 1))
+    rows = -(-len(panels) // columns)
+    whole = Image.new("RGB", (width * min(columns, len(panels)), height * rows), "white")
+    for i, panel in enumerate(panels):
+        whole.paste(panel, (width * (i % columns), height * (i // columns)))
+    whole.save(path)

@@ -163,7 +163,7 @@ def test_it_goes_on_where_it_was_and_the_same_command_gives_the_same_numbers(tmp
 
     study.main(["--page", str(tmp_path / "study.json"), "--output", str(tmp_path / "again")])
     assert (tmp_path / "again/index.html").read_text() == page
-    assert (tmp_path / "again/regularization-1.png").stat().st_size > 1000
+    assert (tmp_path / "again/regularization.png").stat().st_size > 1000
 
 
 def test_a_sketch_gives_no_verdict():
