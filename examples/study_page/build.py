@@ -137,8 +137,8 @@ def markdown(study: dict[str, Any], claims: dict[str, ModuleType]) -> str:
     about = study["about"]
     lines = ["# What batch norm does, measured", ""]
     lines += [
-        f"{about['images']}, {about['size']}; {about['seeds']} splits and seeds for each arm; rates chosen on validation "
-        "images; intervals of 95 % over splits and seeds. The page with its figures: "
+        f"{about['images']}, {about['size']}; {about['seeds']} splits and seeds for each arm; rates chosen on "
+        "validation images; intervals of 95 % over splits and seeds. The page with its figures: "
         f"`{about['command']}`, or at once from the numbers kept here: "
         "`python examples/study.py --page examples/study.json`.",
         "",
