@@ -22,11 +22,10 @@ from claims.tuning import tuned
 
 TITLE = "Depth"
 SENTENCE = "It addresses vanishing and exploding gradients and makes deeper networks trainable."
-DEPTHS = (5, 20, 40)
-DEEPEST = 40
+DEPTHS = (5, 20, 30)
 SCALES = {"He's": 1.0, "half of He's": 0.5, "twice He's": 2.0}
 WIDTH = 32
-STEPS = 1000
+STEPS = 800
 SUPPORT = (
     "its gradients do not depend on the initial weights, and it trains at depths at which He's weights alone do not"
 )

@@ -150,10 +150,12 @@ def _norm(network: Network, layer, stats, x, train: bool, momentum: float):
             use_running_average=not train, momentum=momentum,
             virtual_batch_size=network.virtual_batch_size if train else None,
         )  # fmt: skip
-    # Layer norm is group norm with one group, instance norm has one group a feature (Wu & He 2018).
-    groups = {"layer": 1, "group": 4, "instance": x.shape[-1]}[network.norm]
-    grouped = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
-    x = jax.nn.standardize(grouped, axis=(1, 3), epsilon=1e-5).reshape(x.shape)
+    if network.norm == "instance":
+        x = jax.nn.standardize(x, axis=tuple(range(1, x.ndim - 1)), epsilon=1e-5)
+    else:  # layer norm is group norm with one group (Wu & He 2018)
+        groups = {"layer": 1, "group": 4}[network.norm]
+        grouped = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
+        x = jax.nn.standardize(grouped, axis=(1, 3), epsilon=1e-5).reshape(x.shape)
     return x * layer["norm"]["scale"] + layer["norm"]["bias"], stats
 
 

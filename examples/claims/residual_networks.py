@@ -26,7 +26,7 @@ from claims.tuning import chosen, tuned
 
 TITLE = "Residual networks"
 SENTENCE = "It is a standard component of modern convolutional networks."
-NETWORKS = {"batch": Network("residual", 6, 12), "none": Network("residual", 6, 12, norm="none")}
+NETWORKS = {"batch": Network("residual", 6, 8), "none": Network("residual", 6, 8, norm="none")}
 STEPS = 200
 SUPPORT = f"a residual network ends higher with it by more than {100 * MARGIN:g} point, and it folds away exactly"
 AGAINST = f"the same without it, to {100 * MARGIN:g} point"
