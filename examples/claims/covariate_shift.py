@@ -37,7 +37,7 @@ LIMITS = (
     "A dense network of six layers. Shift is measured as the distance that means move; that a smoother loss is why it "
     "trains better is consistent with the last panels, and not proved by them."
 )
-LOOK = "The inputs move most in the noisy network, and it trains as well as the others, or better."
+LOOK = "Whose inputs move most? And is the noisy network left of the grey band, in which there is no difference, or right of it?"
 ARMS = {"batch": Network(), "none": Network(norm="none"), "noise": Network(noise=True)}
 STEPS, EVERY = 600, 6
 LAYER = 4

@@ -35,8 +35,8 @@ LIMITS = (
     "Convolutional residual networks are claim 9."
 )
 LOOK = (
-    "Left: without it the gradient of the first layer vanishes or explodes unless the weights are He's. Right: which "
-    "lines stay up as the network gets deeper?"
+    "Do the lines of different initial weights stay together, with batch norm and without? Last: which lines stay up "
+    "as the network gets deeper?"
 )
 ARMS = {
     "batch": Network(width=WIDTH),
@@ -121,7 +121,7 @@ def finding(results: Results) -> Finding:
         verdict = PARTLY
         because = (
             f"the weights' scale does not compound, and it is ahead of He's weights at {_list(wins)} layers; but "
-            f" residual branches that start at 0 do better without it at {_list(beaten)}"
+            f"residual branches that start at 0 do better without it at {_list(beaten)}"
         )
     elif steadier:
         verdict = PARTLY
@@ -164,10 +164,13 @@ def _list(depths) -> str:
 
 def seen(results: Results) -> str:
     n = finding(results).numbers
-    small, large = (n[f"first, none, {scale}"] for scale in ("half of He's", "twice He's"))
+    ends = {
+        name: " to ".join(n[f"first, {name}, {scale}"] for scale in ("half of He's", "twice He's"))
+        for name in ("none", "batch")
+    }
     return (
-        f"At the start the first layer's gradient is between {small} and {large} of its weights without batch norm, "
-        f"and nearly the same for all initial weights with it. At the deepest: {n['deepest, batch']} with, "
+        f"At the start the first layer's gradient is {ends['none']} of its weights without batch norm, from small initial "
+        f"weights to large ones, and {ends['batch']} with it. At the deepest: {n['deepest, batch']} with, "
         f"{n['deepest, none']} without, {n['deepest, residual']} residual"
     )
 

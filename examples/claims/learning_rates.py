@@ -24,8 +24,8 @@ LIMITS = (
     "how large a step is for weights of a given size."
 )
 LOOK = (
-    "How far does the bright region reach up and down (initial weights), and to the right (rates)? With batch norm its "
-    "left edge is a diagonal: weights twice as large need a rate four times as high with SGD, and twice with Adam."
+    "How far does the bright region reach up and down (initial weights), and to the right (rates)? Is its left edge a "
+    "diagonal with batch norm? Weights twice as large would need a rate four times as high with SGD, twice with Adam."
 )
 NORMS = ("batch", "none")
 OPTIMIZERS = ("sgd", "adam")

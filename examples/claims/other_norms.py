@@ -32,7 +32,7 @@ LOOK = "Left of the grey band: worse than batch norm. Right of it: better. In th
 
 
 def _norms(kind: str, size: int = 64) -> list[str]:
-    """In a dense network instance norm would have one value to normalize; at batches of 2, batch norm is the question."""
+    """Of a dense network instance norm would have one value; at batches of 2 the question is what batch norm does."""
     left_out = {"dense network": {"instance"}, "CNN": set()}[kind] | ({"group", "instance"} if size == 2 else set())
     return [norm for norm in NORMS if norm not in left_out]
 

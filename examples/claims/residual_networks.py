@@ -115,7 +115,7 @@ def finding(results: Results) -> Finding:
 
 def seen(results: Results) -> str:
     n = finding(results).numbers
-    return f"Both curves rise; at the end {n['with']} with and {n['without']} without: {n['gain']}"
+    return f"At the end {n['with']} with and {n['without']} without: {n['gain']}"
 
 
 def draw(results: Results):
