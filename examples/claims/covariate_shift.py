@@ -37,7 +37,10 @@ LIMITS = (
     "A dense network of six layers. Shift is measured as the distance that means move; that a smoother loss is why it "
     "trains better is consistent with the last panels, and not proved by them."
 )
-LOOK = "Whose inputs move most? And is the noisy network left of the grey band, in which there is no difference, or right of it?"
+LOOK = (
+    "Whose inputs move most? And is the noisy network left of the grey band, in which there is no difference, or right "
+    "of it?"
+)
 ARMS = {"batch": Network(), "none": Network(norm="none"), "noise": Network(noise=True)}
 STEPS, EVERY = 600, 6
 LAYER = 4

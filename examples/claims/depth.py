@@ -164,10 +164,8 @@ def _list(depths) -> str:
 
 def seen(results: Results) -> str:
     n = finding(results).numbers
-    ends = {
-        name: " to ".join(n[f"first, {name}, {scale}"] for scale in ("half of He's", "twice He's"))
-        for name in ("none", "batch")
-    }
+    scales = "half of He's", "twice He's"
+    ends = {name: " to ".join(n[f"first, {name}, {scale}"] for scale in scales) for name in ("none", "batch")}
     return (
         f"At the start the first layer's gradient is {ends['none']} of its weights without batch norm, from small initial "
         f"weights to large ones, and {ends['batch']} with it. At the deepest: {n['deepest, batch']} with, "
