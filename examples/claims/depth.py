@@ -167,8 +167,8 @@ def seen(results: Results) -> str:
     scales = "half of He's", "twice He's"
     ends = {name: " to ".join(n[f"first, {name}, {scale}"] for scale in scales) for name in ("none", "batch")}
     return (
-        f"At the start the first layer's gradient is {ends['none']} of its weights without batch norm, from small initial "
-        f"weights to large ones, and {ends['batch']} with it. At the deepest: {n['deepest, batch']} with, "
+        f"At the start the first layer's gradient is {ends['none']} of its weights without batch norm, from small "
+        f"initial weights to large ones, and {ends['batch']} with it. At the deepest: {n['deepest, batch']} with, "
         f"{n['deepest, none']} without, {n['deepest, residual']} residual"
     )
 

@@ -3,10 +3,14 @@
 import json
 from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from claims.covariate_shift import ARMS, MOVIE_RATES
-from claims.drawing import LABELS
+from claims.drawing import COLOURS, LABELS, STYLE, panel
+from study_page import figures
 from study_page.fill import MINUS, fill, short
 
 SHOWN = 1
@@ -43,8 +47,32 @@ def section(recorded: dict[str, Any] | None) -> str:
         last_rate=len(MOVIE_RATES) - 1,
         shown=SHOWN,
         arms="".join(_arm(name, recorded[name], last) for name in ARMS),
+        seen=_seen(recorded),
+        traces="\n".join(figures.inline(figure, f"trace-{name}") for name, figure in _traces(recorded).items()),
         data=json.dumps(recorded | {"arms": list(ARMS)}, separators=(",", ":")),
     )
+
+
+def _seen(recorded: dict[str, Any]) -> str:
+    jumps = {name: np.median([moved(recorded[name], SHOWN, step) for step in range(1, len(recorded["step"]))])
+             for name in ARMS}  # fmt: skip
+    jumped = ", ".join(f"{jump:.3f} {LABELS[name]}" for name, jump in jumps.items())
+    return f"Mean and deviation over the steps. From record to record the mean moves, in deviations, by: {jumped}"
+
+
+def _traces(recorded: dict[str, Any]) -> dict[str, Figure]:
+    """Mean and deviation over the steps, in each network."""
+    found = {}
+    with mpl.rc_context(STYLE):
+        for name in ARMS:
+            mean, deviation = (np.asarray(recorded[name][k], float)[SHOWN] for k in ("mean", "deviation"))
+            figure, axes = panel(LABELS[name], "step", "inputs of one unit", ylim=(-6, 6))
+            axes.plot(recorded["step"], mean, color=COLOURS[name])
+            axes.fill_between(recorded["step"], mean - deviation, mean + deviation, color=COLOURS[name], alpha=0.25,
+                              linewidth=0)  # fmt: skip
+            found[name] = figure
+            plt.close(figure)
+    return found
 
 
 def _arm(name: str, of: dict[str, Any], last: int) -> str:

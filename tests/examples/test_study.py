@@ -205,7 +205,7 @@ def test_a_study_that_is_stopped_says_so_in_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "invalid choice"),
+        (["nonsense"], "a claim must be one of"),
         ([], "name the claims"),
         (["depth", "--seeds", "1"], "--seeds must be at least 2"),
         (["depth", "--data", "missing"], "missing is no folder"),
