@@ -79,7 +79,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--page", type=Path, metavar="FILE", help="measure nothing: page, table and figures from this study.json")
     # fmt: on
     args = parser.parse_args(arguments)
-    args.seeds = args.seeds or (3 if args.fast else 10)
+    if args.seeds is None:
+        args.seeds = 3 if args.fast else 10
     if not args.page and not args.claims:
         parser.error(f"name the claims to measure, or 'all': {', '.join(CLAIMS)}")
     if unknown := [name for name in args.claims if name not in CLAIMS and name != "all"]:

@@ -210,14 +210,13 @@ def train_one(network: Network, plan: Plan, images: Images, probe: Probe | None,
 
 
 def train(network: Network, plan: Plan, images: Images, runs: Runs, probe: Probe | None = None) -> Trained:
-    """Trains all runs, `BLOCK` at a time.
+    """Trains all runs, `BLOCK` at a time; a batch larger than the training part holds some images more than once.
 
     Raises:
-      ValueError: the steps are no multiple of the evaluations, or the batch is larger than the training part.
+      ValueError: the steps are no multiple of the evaluations.
     """
-    available = min(plan.train_images or len(images.y), len(split_rows(images.y, 0).train))
-    if plan.steps % plan.evaluations or not 0 < plan.batch_size <= available:
-        raise ValueError(f"steps must be a multiple of the evaluations, and the batch at most {available}, got {plan}")
+    if plan.steps % plan.evaluations:
+        raise ValueError(f"the steps must be a multiple of the evaluations, got {plan}")
     found, out = [], None
     for first in range(0, len(runs.seed), BLOCK):
         block = Runs(*(v[first : first + BLOCK] for v in runs))
