@@ -26,6 +26,8 @@ DEPTHS = (5, 20, 30)
 SCALES = {"He's": 1.0, "half of He's": 0.5, "twice He's": 2.0}
 WIDTH = 32
 STEPS = 800
+RATES = tuple(2.0**k for k in range(-11, -1))
+"""lower than elsewhere: deep networks need it"""
 SUPPORT = (
     "its gradients do not depend on the initial weights, and it trains at depths at which He's weights alone do not"
 )
@@ -77,7 +79,7 @@ def parts(setting: Setting):
     for depth in depths:
         for name, network in ARMS.items():
             found[f"depth {depth}, {name}"] = lambda network=network, depth=depth: tuned(
-                network._replace(depth=depth), plan, setting
+                network._replace(depth=depth), plan, setting, RATES
             )
     return found
 
@@ -140,8 +142,8 @@ def finding(results: Results) -> Finding:
     powers = {name: [power_of_ten(v) for v in first[name]] for name in first}
     deepest = depths[-1]
     numbers = {f"first, {name}, {scale}": powers[name][i] for name in powers for i, scale in enumerate(SCALES)} | {
-        "growth": f"{growth(results, 'batch'):.2g}",
-        "growth without": f"{growth(results, 'none'):.2g}",
+        "growth": f"{growth(results, 'batch'):.0f}",
+        "growth without": f"{growth(results, 'none'):.0f}",
     }
     for depth in depths:
         numbers[f"with - without, {depth}"] = ahead[depth].points()
@@ -149,7 +151,8 @@ def finding(results: Results) -> Finding:
     for name in ARMS:
         numbers[f"deepest, {name}"] = interval(tests[name][deepest]).percent()
     return Finding(
-        f"test accuracy by depth, rates chosen for each; at the start, the gradient of the first of {deepest} layers "
+        f"test accuracy by depth, rates chosen for each, from {RATES[0]:.1g} to {RATES[-1]:g}; at the start, "
+        f"the gradient of the first of {deepest} layers "
         f"relative to its weights, for weights that are {', '.join(SCALES)}",
         f"first gradient {', '.join(powers['batch'])} with, {', '.join(powers['none'])} without; " + "; ".join(texts),
         verdict,

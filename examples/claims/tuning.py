@@ -5,6 +5,7 @@ own validation accuracy or that at its double, whichever is lower, so that no ar
 break down. The best is then trained on the splits and seeds that all arms share, and only these are reported.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,14 @@ TUNING_SEEDS = (1000, 1001)
 """of splits and weights that serve the choice only"""
 
 
-def tune(network: Network, plan: Plan, setting: Setting) -> dict[str, Any]:
+def tune(network: Network, plan: Plan, setting: Setting, rates: Sequence[float] = RATES) -> dict[str, Any]:
     """The choice of a learning rate, and all that it rests on.
 
     Returns:
       'rates' [rates]; 'validation' [tuning seeds, rates], the accuracy at the end; 'diverged', of the same shape;
       'rate', the chosen one; 'at the edge', whether it is the lowest or highest that was tried.
     """
-    rates, seeds = setting.some(RATES), TUNING_SEEDS[: 1 if setting.fast else None]
+    rates, seeds = setting.some(rates), TUNING_SEEDS[: 1 if setting.fast else None]
     out = train(network, plan, setting.images, Runs.grid(seeds, rates))
     shape = (len(seeds), len(rates))
     diverged = out.diverged.reshape(shape)
@@ -46,16 +47,16 @@ def measure(network: Network, plan: Plan, setting: Setting, rate: float, probe: 
     return train(network, plan, setting.images, Runs.grid(range(setting.seeds), [rate]), probe)
 
 
-def tuned(network: Network, plan: Plan, setting: Setting) -> dict[str, Any]:
+def tuned(network: Network, plan: Plan, setting: Setting, rates: Sequence[float] = RATES) -> dict[str, Any]:
     """An arm: the choice of its rate, and its runs at that rate.
 
     Returns:
       As `tune`; and 'test' [seeds], the accuracy, NaN where the run diverged; 'lost' [seeds], whether it did; 'step'
       [evaluations] and 'curve' [seeds, evaluations], the validation accuracy; 'gap' [seeds], test less training loss.
     """
-    key = network, plan, setting.seeds, setting.fast, id(setting.images)
+    key = network, plan, setting.seeds, setting.fast, id(setting.images), tuple(rates)
     if key not in _known:
-        choice = tune(network, plan, setting)
+        choice = tune(network, plan, setting, rates)
         _known[key] = choice | arm(measure(network, plan, setting, choice["rate"]), plan)
     return _known[key]
 
@@ -78,7 +79,8 @@ def arm(out: Trained, plan: Plan) -> dict[str, Any]:
 
 def chosen(results: Results, arms) -> str:
     """The rates of some arms, for the page."""
-    return "; ".join(f"{name}: {results[name]['rate']:.2g}" for name in arms)
+    edge = {True: " (the edge of what was tried)", False: ""}
+    return "; ".join(f"{n}: {results[n]['rate']:.2g}{edge[results[n]['at the edge']]}" for n in arms)
 
 
 def steps_to(result: dict[str, Any], target: float) -> np.ndarray:

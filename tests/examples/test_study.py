@@ -168,7 +168,7 @@ def test_it_goes_on_where_it_was_and_the_same_command_gives_the_same_numbers(tmp
 
 def test_a_sketch_gives_no_verdict():
     results = {
-        name: {"test": [0.5, 0.6, 0.7], "gap": [1.0, 1.0, 1.1], "images": 9, "rate": 0.1}
+        name: {"test": [0.5, 0.6, 0.7], "gap": [1.0, 1.0, 1.1], "images": 9, "rate": 0.1, "at the edge": False}
         for name in regularization.CASES
     }
     assert (
