@@ -18,7 +18,7 @@ from claims.claim import (
 from claims.drawing import COLOURS, DASHES, curve, panel
 from claims.network import Network
 from claims.training import Plan, Runs, inputs, loss_of, part_of
-from claims.tuning import tuned
+from claims.tuning import LOW_RATES, tuned
 
 TITLE = "Depth"
 SENTENCE = "It addresses vanishing and exploding gradients and makes deeper networks trainable."
@@ -26,8 +26,6 @@ DEPTHS = (5, 20, 30)
 SCALES = {"He's": 1.0, "half of He's": 0.5, "twice He's": 2.0}
 WIDTH = 32
 STEPS = 800
-RATES = tuple(2.0**k for k in range(-11, -1))
-"""lower than elsewhere: deep networks need it"""
 SUPPORT = (
     "its gradients do not depend on the initial weights, and it trains at depths at which He's weights alone do not"
 )
@@ -79,7 +77,7 @@ def parts(setting: Setting):
     for depth in depths:
         for name, network in ARMS.items():
             found[f"depth {depth}, {name}"] = lambda network=network, depth=depth: tuned(
-                network._replace(depth=depth), plan, setting, RATES
+                network._replace(depth=depth), plan, setting, LOW_RATES
             )
     return found
 
@@ -151,7 +149,7 @@ def finding(results: Results) -> Finding:
     for name in ARMS:
         numbers[f"deepest, {name}"] = interval(tests[name][deepest]).percent()
     return Finding(
-        f"test accuracy by depth, rates chosen for each, from {RATES[0]:.1g} to {RATES[-1]:g}; at the start, "
+        f"test accuracy by depth, rates chosen for each, from {LOW_RATES[0]:.1g} to {LOW_RATES[-1]:g}; at the start, "
         f"the gradient of the first of {deepest} layers "
         f"relative to its weights, for weights that are {', '.join(SCALES)}",
         f"first gradient {', '.join(powers['batch'])} with, {', '.join(powers['none'])} without; " + "; ".join(texts),

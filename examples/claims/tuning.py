@@ -15,6 +15,8 @@ from claims.network import Network
 from claims.training import Plan, Probe, Runs, Trained, train
 
 RATES = tuple(2.0**k for k in range(-8, 2))
+LOW_RATES = tuple(2.0**k for k in range(-11, -1))
+"""for all arms of a comparison that needs them: deep networks, or batches of 2"""
 TUNING_SEEDS = (1000, 1001)
 """of splits and weights that serve the choice only"""
 
