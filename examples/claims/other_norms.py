@@ -26,7 +26,7 @@ SUPPORT = (
 AGAINST = "another norm is as fast and as good, or better at some batch size"
 LIMITS = (
     "Small networks on one task. At batches of 2 all see few images: what is compared is how far they come, not where "
-    "they end. Seconds are those of one machine's CPU, the only numbers of this page that are not the same when they are "
+    "they end. Seconds are those of one machine's CPU, the only numbers of this page that are not the same when "
     "measured again. Layer and group norm are those of Wu & He (2018), over all pixels."
 )
 LOOK = "Left of the grey band: worse than batch norm. Right of it: better. In the last panel, who needs fewest steps?"
