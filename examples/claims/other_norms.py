@@ -26,7 +26,7 @@ SUPPORT = (
 AGAINST = "another norm is as fast and as good, or better at some batch size"
 LIMITS = (
     "Small networks on one task. At batches of 2 all see few images: what is compared is how far they come, not where "
-    "they end. Seconds are those of one machine's CPU, the only numbers of this page that are not the same when "
+    "they end. Seconds are processor time of one machine, the only numbers of this page that are not the same when "
     "measured again. Layer and group norm are those of Wu & He (2018), over all pixels."
 )
 LOOK = "Left of the grey band: worse than batch norm. Right of it: better. In the last panel, who needs fewest steps?"
@@ -43,7 +43,7 @@ def parts(setting: Setting):
         return Plan(setting.steps(IMAGES[size][kind] // size), size)
 
     def seconds():
-        """Of a step of ten runs side by side, the norms in turn; the fastest of some rounds."""
+        """Of the processor, for a step of ten runs side by side: the norms in turn, the fastest of some rounds."""
         steps = Plan(50, evaluations=1)
         runs = Runs.grid(range(BLOCK), [0.03])
         programs = {
@@ -54,9 +54,9 @@ def parts(setting: Setting):
         times: dict[str, list[float]] = {norm: [] for norm in NORMS}
         for _ in range(1 if setting.fast else 4):
             for norm, program in programs.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 program()
-                times[norm].append(time.perf_counter() - start)
+                times[norm].append(time.process_time() - start)
         return {"milliseconds": {norm: 1000 * min(of) / steps.steps for norm, of in times.items()}}
 
     def measured(kind, norm, size):
@@ -129,7 +129,7 @@ def finding(results: Results) -> Finding:
     numbers |= {f"step time, {n}": f"{milliseconds[n] / milliseconds['none']:.2f}" for n in NORMS}
     return Finding(
         f"test accuracy by norm and batch size, rates chosen for each (CNN, 64: "
-        f"{chosen({n: results[f'CNN {n}, 64'] for n in NORMS}, NORMS)}); steps and seconds of ten CNNs side by side "
+        f"{chosen({n: results[f'CNN {n}, 64'] for n in NORMS}, NORMS)}); steps and processor seconds of ten CNNs side by side "
         f"until {100 * TARGET:g} % of the validation images",
         f"{'; '.join(texts)}. Until {100 * TARGET:g} %: {speed}",
         verdict,

@@ -31,9 +31,9 @@ STEPS = 200
 SUPPORT = f"a residual network ends higher with it by more than {100 * MARGIN:g} point, and it folds away exactly"
 AGAINST = f"the same without it, to {100 * MARGIN:g} point"
 LIMITS = (
-    "That it is standard is a fact about papers, not about this network of six convolutions. Without a norm, He's weights "
-    "let the signal grow with every block: initializations made for residual networks, such as branches that start at 0 "
-    "(claim 5), would narrow the gap."
+    "That it is standard is a fact about papers, not about this network of six convolutions. Without a norm, He's "
+    "weights let the signal grow with every block: initializations made for residual networks, such as branches that "
+    "start at 0 (claim 5), would narrow the gap."
 )
 LOOK = "How early does the blue line rise, and is the difference right of the grey band?"
 
