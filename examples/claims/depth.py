@@ -111,6 +111,7 @@ def finding(results: Results) -> Finding:
     steadier = spread["batch"] < spread["none"] / 100
     deep = [depth for depth in depths if depth >= 20]
     wins = [depth for depth in deep if ahead[depth].word() == "higher"]
+    worse = [depth for depth in deep if ahead[depth].word() == "lower"]
     beaten = [depth for depth in deep if against_residual[depth].word() == "lower"]
     if steadier and wins and not beaten:
         verdict, because = (
@@ -127,7 +128,7 @@ def finding(results: Results) -> Finding:
         verdict = PARTLY
         because = (
             "the weights' scale does not compound in its gradients; but once the weights are He's, no deeper network "
-            "trains better with it"
+            "trains better with it" + (f", and at {_list(worse)} layers they train worse" if worse else "")
         )
     else:
         verdict, because = NOT_SHOWN, "the weights' scale compounds with it too"

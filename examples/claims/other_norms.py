@@ -129,8 +129,8 @@ def finding(results: Results) -> Finding:
     numbers |= {f"step time, {n}": f"{milliseconds[n] / milliseconds['none']:.2f}" for n in NORMS}
     return Finding(
         f"test accuracy by norm and batch size, rates chosen for each (CNN, 64: "
-        f"{chosen({n: results[f'CNN {n}, 64'] for n in NORMS}, NORMS)}); steps and processor seconds of ten CNNs side by "
-        f"side until {100 * TARGET:g} % of the validation images",
+        f"{chosen({n: results[f'CNN {n}, 64'] for n in NORMS}, NORMS)}); steps and processor seconds of ten CNNs side "
+        f"by side until {100 * TARGET:g} % of the validation images",
         f"{'; '.join(texts)}. Until {100 * TARGET:g} %: {speed}",
         verdict,
         because,
