@@ -27,7 +27,8 @@ SCALES = {"He's": 1.0, "half of He's": 0.5, "twice He's": 2.0}
 WIDTH = 32
 STEPS = 800
 SUPPORT = (
-    "its gradients do not depend on the initial weights, and it trains at depths at which He's weights alone do not"
+    "the scale of the initial weights does not compound in its gradients, and it trains at depths at which He's "
+    "weights alone do not"
 )
 AGAINST = "He's weights alone, or residual branches that start at 0, train as deep or deeper without it"
 LIMITS = (
@@ -183,7 +184,7 @@ def draw(results: Results):
         for i, (scale, dash) in enumerate(zip(SCALES, ("-", "--", ":"), strict=True)):
             logs = np.log(norms[:, i]).mean(0)
             axes.plot(np.arange(1, len(logs) + 1), np.exp(logs), dash, color=COLOURS[name], label=scale)
-        axes.legend(title="initial weights")
+        axes.legend(title="initial weights", loc="lower center")
         figures.append(figure)
     figure, axes = panel("after training", "layers", "test accuracy [%]", ylim=(0, 102))
     for name in ARMS:

@@ -34,7 +34,7 @@
       const moved = mean === null || earlier === null || !wide ? null : Math.abs(mean - earlier) / wide;
       find(`${name}-mean`).textContent = number(mean, 3);
       find(`${name}-deviation`).textContent = number(deviation, 3);
-      find(`${name}-moved`).textContent = s ? number(moved, 3) : "\u2013";
+      find(`${name}-moved`).textContent = moved === null ? "\u2013" : number(moved, 3);
       find(`${name}-accuracy`).textContent = number(100 * of.accuracy[r][s], 1);
     }
   }

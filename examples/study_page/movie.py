@@ -27,8 +27,10 @@ def outline(counts: list[int]) -> str:
 
 
 def moved(of: dict[str, Any], rate: int, step: int) -> float:
-    """Distance between the means of this look and the one before, in deviations."""
+    """Distance between the means of this look and the one before, in deviations; NaN where the unit was constant."""
     mean, deviation = (np.asarray(of[k], float)[rate] for k in ("mean", "deviation"))
+    if not deviation[step - 1] > 0:
+        return float("nan")
     return float(abs(mean[step] - mean[step - 1]) / deviation[step - 1])
 
 
@@ -54,7 +56,7 @@ def section(recorded: dict[str, Any] | None) -> str:
 
 
 def _seen(recorded: dict[str, Any]) -> str:
-    jumps = {name: np.median([moved(recorded[name], SHOWN, step) for step in range(1, len(recorded["step"]))])
+    jumps = {name: np.nanmedian([moved(recorded[name], SHOWN, step) for step in range(1, len(recorded["step"]))])
              for name in ARMS}  # fmt: skip
     jumped = ", ".join(f"{jump:.3f} {LABELS[name]}" for name, jump in jumps.items())
     return f"Mean and deviation over the steps. From record to record the mean moves, in deviations, by: {jumped}"

@@ -1,12 +1,14 @@
 """The study: many runs in one program are the runs by themselves, arms are treated alike, and it resumes."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import exercises
 import study
 from claims import network as net
 from claims import regularization, tuning
@@ -250,3 +252,14 @@ def test_intervals_are_those_of_students_t_and_a_margin_makes_no_difference():
     curve = {"curve": [[0.1, 0.95], [0.1, 0.2]], "step": [10, 20]}
     np.testing.assert_array_equal(steps_to(curve, 0.9), [20, np.nan])
     assert plain({"a": np.float32(1 / 3)}) == {"a": 0.333333}
+
+
+def test_the_exercise_on_the_bias_shows_that_it_stays_where_it_began(capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "RATES", (0.1,))
+    monkeypatch.setattr(exercises, "SEEDS", range(2))
+    monkeypatch.setattr(exercises, "read_digits", lambda: FEW)
+    exercises.main(["bias", "--steps", "3"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert float(re.search(r"ended at (\S+)\.", printed)[1]) < 1e-5
+    assert exercises.AFTERWARDS["bias"] in printed
+    assert set(exercises.EXERCISES) == set(exercises.AFTERWARDS)
