@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbn._core.types import Axes
 
@@ -19,7 +20,7 @@ def feature_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     if not axes:
         raise ValueError("`axis` must name at least one feature axis, got ().")
     for a in axes:
-        if isinstance(a, bool) or not hasattr(a, "__index__"):
+        if isinstance(a, bool) or not isinstance(a, int | np.integer):
             raise TypeError(f"`axis` must be an integer or a sequence of integers, got {axis!r}.")
         if not -ndim <= a < ndim:
             raise ValueError(f"`axis` must be in [{-ndim}, {ndim}) for an input of rank {ndim}, got {a}.")

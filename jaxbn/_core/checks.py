@@ -234,6 +234,8 @@ def _check_schedule(momentum) -> None:
                     f"`momentum` must be a callable of a count [] int32, got one that fails at {count}: {error!r}."
                 ) from error
         rule = "`momentum`, the weight of the old value, must be in [0, 1], a number or a callable that gives one"
+        if not isinstance(value, float | int | np.generic | np.ndarray | jax.Array):
+            raise TypeError(f"{rule}, got {value!r} from {momentum!r} at a count of {count}.")
         if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise ValueError(f"{rule}, got {describe(value)} from {momentum!r} at a count of {count}.")
         if not isinstance(value, Tracer) and not 0 <= float(value) <= 1:

@@ -18,7 +18,9 @@ def over_chunks(batch: Callable, axes: tuple[int, ...], chunk: int, vectors, inp
     axis = reduction_axes(axes, x.ndim)[0]
 
     def split(v):
-        return v if v.shape[axis] == 1 else v.reshape(*v.shape[:axis], -1, chunk, *v.shape[axis + 1 :])
+        return (
+            v if v.shape[axis] == 1 else v.reshape(*v.shape[:axis], v.shape[axis] // chunk, chunk, *v.shape[axis + 1 :])
+        )
 
     def run(vectors, inputs):
         along = jax.tree.map(lambda v: None if v.shape[axis] == 1 else axis, inputs)

@@ -41,7 +41,7 @@ def _one_batch_jvp(reduction, affine, primals, tangents):
     if dx is not None:
         dmean, dvar = moments_tangent(reduction, inputs.x, inputs.mask, pivot, moments, dx.astype(pivot.dtype))
     of_moments = tangent_moments(moments, dmean, dvar)
-    if inputs.mask is not None:
+    if _may_be_empty(reduction.axes, inputs):
         empty = moments.count == 0
         dmean, dvar = _where(empty, running_dmean, dmean), _where(empty, running_dvar, dvar)
     dmean, dvar = (None if t is None else t.astype(v.dtype) for t, v in ((dmean, centre[0]), (dvar, batch_var)))
@@ -53,13 +53,18 @@ def _one_batch_jvp(reduction, affine, primals, tangents):
 def _statistics(affine: Affine, pivot, moments, mean, var, inputs: Inputs):
     """The mean, in two parts, and the variance to normalize with, in the dtype of the computation."""
     centre, batch_var = (pivot, moments.mean), moments.var
-    if inputs.mask is not None:
+    if _may_be_empty(affine.axes, inputs):
         empty = moments.count == 0
         mean, var = mean.astype(pivot.dtype), var.astype(batch_var.dtype)
         centre = where(empty, mean, pivot), where(empty, jnp.zeros_like(mean), moments.mean)
         batch_var = where(empty, var, batch_var)
     wide = promote(pivot.dtype, affine.dtype)
     return tuple(part.astype(wide) for part in centre), batch_var.astype(real_dtype(wide))
+
+
+def _may_be_empty(axes: tuple[int, ...], inputs: Inputs) -> bool:
+    """Whether a channel may have no example."""
+    return inputs.mask is not None or 0 in (n for a, n in enumerate(inputs.x.shape) if a not in axes)
 
 
 def _where(condition, a, b):

@@ -82,12 +82,13 @@ def _count(axes: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> jax.A
     """Number of values (sum of weights) of a channel: [] where all channels have the same, else [C]."""
     over = reduction_axes(axes, x.ndim)
     repeats = functools.reduce(lambda n, a: n * x.shape[a], (a for a in over if mask is None or mask.shape[a] == 1), 1)
-    repeats = jnp.asarray(repeats).astype(real_dtype(accumulator(x.dtype)))
+    dtype = real_dtype(accumulator(x.dtype))
+    repeats = jnp.asarray(repeats).astype(dtype)
     if mask is None:
         return repeats
     # Ones are counted as integers: float32 stops at 2^24.
-    (count,) = sums([lambda m, _: m.astype(jnp.int32) if m.dtype == bool else m.astype(repeats.dtype)], mask, (), over)
-    count = count.astype(repeats.dtype) * repeats
+    (count,) = sums([lambda m, _: m.astype(jnp.int32) if m.dtype == bool else m.astype(dtype)], mask, (), over)
+    count = count.astype(dtype) * repeats
     if all(mask.shape[a] == 1 for a in axes):
         return count.reshape(())
     return jnp.broadcast_to(count, feature_shape(x, axes))

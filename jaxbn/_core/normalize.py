@@ -147,6 +147,10 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
     if of_channels is None and dinputs.x is None and dinputs.residual is None:
         return None
 
+    # What reverse mode calls later holds no array but those that it is given.
+    has_channels, has_x, has_residual = (v is not None for v in (of_channels, dinputs.x, dinputs.residual))
+    over = reduction_axes(affine.axes, ndim)
+
     def tangent(known, tangents):
         of_channels, dinputs = tangents
 
@@ -172,22 +176,23 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
             return _slope(affine, arrays[0], vectors, arrays[1].astype(wide), transposed=True)
 
         dk_dc = dx = dresidual = None
-        if dinputs.residual is not None:
+        if has_residual:
 
             def to_residual(arrays, vectors):
-                return _live(g(arrays, vectors), arrays[0].residual, arrays[0].mask).astype(inputs.residual.dtype)
+                residual = arrays[0].residual
+                return _live(g(arrays, vectors), residual, arrays[0].mask).astype(residual.dtype)
 
             dresidual = in_memory(elementwise(to_residual, (inputs, dy), vectors))
-        if of_channels is not None:
+        if has_channels:
             dk_dc = sums(
                 [lambda arrays, v: _centred(arrays[0], v) * g(arrays, v), g],
                 (inputs, dy),
                 vectors,
-                reduction_axes(affine.axes, ndim),
-                beside_a_result=dresidual is not None,
+                over,
+                beside_a_result=has_residual,
             )
             dk_dc = tuple(expand(v, affine.axes, ndim) for v in dk_dc)
-        if dinputs.x is not None:
+        if has_x:
 
             def to_x(arrays, vectors):
                 return vectors.multiplier * _live(g(arrays, vectors), arrays[0].x, arrays[0].mask)

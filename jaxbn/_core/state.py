@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbn._core import checks
 from jaxbn._core.numbers import divide, promote, real_dtype, zero_unless
@@ -43,7 +44,7 @@ def init(
     """
     shape = num_features if isinstance(num_features, tuple) else (num_features,)
     for n in shape:
-        if isinstance(n, bool) or not hasattr(n, "__index__"):
+        if isinstance(n, bool) or not isinstance(n, int | np.integer):
             raise TypeError(f"`num_features` must be an integer or a tuple of integers, got {num_features!r}.")
         if n < 0:
             raise ValueError(f"`num_features` must not be negative, got {num_features!r}.")

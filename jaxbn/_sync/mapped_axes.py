@@ -24,11 +24,8 @@ def check_axis_name(axis_name: AxisName | None, *, bound: bool = True) -> tuple[
     if axis_name is None:
         return ()
     names = (axis_name,) if isinstance(axis_name, str) or not isinstance(axis_name, Iterable) else tuple(axis_name)
-    for name in names:
-        try:
-            hash(name)
-        except TypeError:
-            raise TypeError(f"`axis_name` must be a name or a sequence of names, got {axis_name!r}.") from None
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`axis_name` must be a string or a sequence of strings, got {axis_name!r}.")
     if len(set(names)) != len(names):
         raise ValueError(f"`axis_name` must name each axis once, got {axis_name!r}.")
     if not bound:

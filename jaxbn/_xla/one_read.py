@@ -33,17 +33,21 @@ def one_read(two_reads: Callable, about: Callable, merge: Callable, over: tuple[
     def near_hint(x, mask, hint):
         return _near_hint(about, x, mask, hint.astype(dtype))
 
+    # A plan outlives the trace, so it holds no array.
+    fits, has_mask, has_hint = is_static(x) and 0 not in x.shape and bool(over), mask is not None, hint is not None
+    size = x.shape[lane_axis] if fits else 0
+
     def plan(program: Program):
-        if 0 in x.shape or not is_static(x) or not over:
+        if not fits:
             return None
         if program.runs_on("tpu"):
-            return None if hint is None else near_hint
+            return near_hint if has_hint else None
         if not program.runs_on("cpu", *GPU) or program.pieces == 0:
             return None
-        lanes = math.gcd(x.shape[lane_axis], program.pieces)
+        lanes = math.gcd(size, program.pieces)
         if program.pieces == 1:
-            return near_some_rows if mask is None else None
-        of_lane = near_some_rows if mask is None else two_reads
+            return None if has_mask else near_some_rows
+        of_lane = two_reads if has_mask else near_some_rows
         return functools.partial(_by_lanes, of_lane, merge, lane_axis, lanes) if lanes > 1 else None
 
     return planned(two_reads, plan)(x, mask, hint)

@@ -60,21 +60,27 @@ def sums(
         values = []
         vectors = lax.optimization_barrier(vectors) if beside_a_result else vectors  # not the barrier of the result
         for f in fs:
-            if beside_a_result or not values:  # one slope for two sums, but beside a result one for each
+            if beside_a_result or blocks <= 16 or not values:  # one slope for two sums, or one for each
                 vectors = lax.optimization_barrier(vectors)
             values.append(f(arrays, vectors))
         values = [in_rows(v).reshape(blocks, -1, v.shape[-1]).sum(1) for v in values]
         # Without the barrier XLA merges the two levels again.
-        return [v.sum(0) for v in lax.optimization_barrier(values)]
+        values = lax.optimization_barrier(values)
+        if blocks <= 16:  # the next kernel adds so few on its way
+            return [v.sum(0) for v in values]
+        return jnp.split(jnp.concatenate(values, axis=1).sum(0), len(values))  # one kernel, not one for each
 
-    shapes = {a.shape for a in jax.tree.leaves(arrays)}
-    blocks = num_blocks(shapes.pop(), over, of_warps=beside_a_result) if len(shapes) == 1 and is_static(*jax.tree.leaves(arrays)) else 1
+    leaves = jax.tree.leaves(arrays)
+    shape = jnp.broadcast_shapes(*(a.shape for a in leaves))
+    blocks = num_blocks(shape, over, of_warps=beside_a_result) if is_static(*leaves) else 1
+    rows = math.prod(shape[:-1])
 
     def plan(program: Program):
         if program.runs_on("cpu"):
             return apart
         if program.runs_on(*GPU):
-            fits = blocks > 1 and program.pieces > 0 and blocks % program.pieces == 0
+            whole = program.pieces > 0 and blocks % program.pieces == 0 and rows % blocks == 0
+            fits = blocks > 1 and (whole or program.pieces == 1)
             return in_blocks if fits else together
         return None
 
@@ -94,10 +100,12 @@ def num_blocks(shape: tuple[int, ...], over: tuple[int, ...], *, of_warps: bool 
         return 1
     # Whole examples in a block, or whole blocks in an example: an array that is split by examples stays split.
     candidates = [b for b in _divisors(rows) if examples % b == 0 or b % examples == 0]
-    blocks = next(b for b in candidates if rows <= b * min(max(rows // 128, 8), 64))
-    if blocks > 2 * rows // min(max(rows // 128, 8), 64):
-        blocks = -(-rows // min(max(rows // 128, 8), 64))
-        return blocks
+    size = min(max(rows // 128, 8), 64)
+    if rows <= 256:  # launches are the time: what up to 16 blocks leave is added by the next kernel
+        return -(-rows // max(size, -(-rows // 16)))
+    blocks = next(b for b in candidates if rows <= b * size)
+    if blocks * size > 2 * rows:  # no divisor is near: the last block is filled up
+        return -(-rows // size)
     larger = [b for b in candidates if rows // b >= 32 and b * shape[-1] >= 16384]
     return max(larger) if of_warps and larger else blocks
 

@@ -1,0 +1,315 @@
+"""Every public function and module, how it is called, and the kind (`tests.argument_kinds`) of each argument."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen
+import jax
+import numpy as np
+from flax import nnx
+
+import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
+import jaxbn.testing
+from jaxbn import interop
+from tests.argument_kinds import COUNTED, MOMENTS, PARAMS, STATS, X
+
+KERNEL = {"kernel": np.ones((3, 3), np.float32), "bias": np.ones(3, np.float32)}
+VARIABLES = {"params": PARAMS, "batch_stats": STATS}
+DENSE = {"params": {"fc": {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(2, np.float32)}}, "batch_stats": {}}
+
+
+class Row(NamedTuple):
+    """One function, or one class with its call."""
+
+    name: str
+    call: Callable
+    """called with all of `arguments` by name"""
+    arguments: dict[str, Any]
+    """what is right for each that has to be given"""
+    kinds: dict[str, str]
+    """the kind of each argument; those of Flax itself ('rngs') need none"""
+
+
+AFFINE = {"axis": "axis", "epsilon": "epsilon", "dtype": "dtype", "activation": "activation", "residual": "residual"}
+BATCH = {
+    "mask": "mask",
+    "axis_name": "axis_name",
+    "axis_index_groups": "axis_index_groups",
+    "use_fast_variance": "flag",
+}
+LAYER = {
+    **AFFINE,
+    **BATCH,
+    "virtual_batch_size": "virtual_batch_size",
+    "momentum": "momentum",
+    "unbiased": "flag",
+}
+OF_STEP = {**LAYER, "params": "params", "batch_stats": "batch_stats", "x": "x", "use_running_average": "flag"}
+TRANSFER = {"model": "model", "names": "names", "prefix": "prefix", "layouts": "layouts"}
+
+
+def batch_norm(params, batch_stats, x, **options):
+    return jaxbn.batch_norm(params, batch_stats, x, **options)
+
+
+def forward(variables, x):
+    return jaxbn.normalize_batch(variables["params"], variables["batch_stats"], x)
+
+
+CALL = ("x", "use_running_average", "mask", "residual")
+
+
+def linen(**given):
+    """A module with these fields, applied with `CALL`'s."""
+    call = {name: given.pop(name) for name in CALL if name in given}
+    module = jaxbn.linen.BatchNorm(**given)
+    return module.apply(VARIABLES, call.pop("x"), mutable=["batch_stats"], **call)
+
+
+def nnx_layer(**given):
+    """A module with these arguments, called with `CALL`'s."""
+    call = {name: given.pop(name) for name in CALL if name in given}
+    return jaxbn.nnx.BatchNorm(**given, rngs=nnx.Rngs(0))(call.pop("x"), **call)
+
+
+def nnx_commit(model):
+    """Ends what began for a model that is one."""
+    if isinstance(model, nnx.Module):
+        jaxbn.nnx.zero_moments(model)
+    return jaxbn.nnx.commit_moments(model)
+
+
+def split_invariant(model, x, **options):
+    return jaxbn.testing.assert_split_invariant(model, x, **options)
+
+
+def saved(path, arrays):
+    """In a folder that is thrown away, where the path is a name."""
+    with tempfile.TemporaryDirectory() as folder:
+        interop.save(os.path.join(folder, path) if isinstance(path, str) else path, arrays)
+
+
+def fold(model, pairs=None):
+    """With what a linen model evaluates with."""
+    return jaxbn.fold(model, FOLDED, X, pairs=pairs)
+
+
+def merge_moments(moments):
+    return jaxbn.merge_moments(MOMENTS, moments)
+
+
+MODEL = flax.linen.Sequential([flax.linen.Dense(3), jaxbn.linen.BatchNorm(use_running_average=True)])
+FOLDED = MODEL.init(jax.random.key(0), X)
+SPLIT = jaxbn.linen.BatchNorm(False, axis_name="batch")
+
+ROWS = [
+    Row("jaxbn.batch_norm", batch_norm, {**VARIABLES, "x": X, "use_running_average": False}, OF_STEP),
+    Row(
+        "jaxbn.batch_norm in evaluation",
+        batch_norm,
+        {**VARIABLES, "x": X, "use_running_average": True},
+        {**OF_STEP, "axis_name": "axis_name, in evaluation"},
+    ),
+    Row(
+        "jaxbn.batch_norm with a count",
+        batch_norm,
+        {"params": PARAMS, "batch_stats": COUNTED, "x": X, "use_running_average": False},
+        {"momentum": "momentum, counted"},
+    ),
+    Row(
+        "jaxbn.normalize_batch",
+        jaxbn.normalize_batch,
+        {**VARIABLES, "x": X},
+        {k: v for k, v in OF_STEP.items() if k not in ("momentum", "unbiased", "use_running_average")},
+    ),
+    Row("jaxbn.batch_moments", jaxbn.batch_moments, {"x": X}, {"x": "x", "axis": "axis", **BATCH, "pivot": "pivot"}),
+    Row(
+        "jaxbn.normalize",
+        jaxbn.normalize,
+        {"params": PARAMS, "x": X, **STATS},
+        {**AFFINE, "params": "params", "x": "x", "mean": "mean", "var": "var"},
+    ),
+    Row(
+        "jaxbn.update_batch_stats",
+        jaxbn.update_batch_stats,
+        {"batch_stats": STATS, "moments": MOMENTS, "momentum": 0.9},
+        {"batch_stats": "batch_stats", "moments": "moments", "momentum": "momentum", "unbiased": "flag"},
+    ),
+    Row("jaxbn.merge_moments", merge_moments, {"moments": MOMENTS}, {"moments": "moments"}),
+    Row(
+        "jaxbn.init",
+        jaxbn.init,
+        {"num_features": 3},
+        {
+            "num_features": "num_features",
+            "use_scale": "flag",
+            "use_bias": "flag",
+            "param_dtype": "param_dtype",
+            "use_count": "flag",
+        },
+    ),
+    Row("jaxbn.debiased", jaxbn.debiased, {"momentum": 0.9}, {"momentum": "debiased"}),
+    Row("jaxbn.zero_moments", jaxbn.zero_moments, {"batch_stats": STATS}, {"batch_stats": "tree of batch_stats"}),
+    Row(
+        "jaxbn.commit_moments",
+        jaxbn.commit_moments,
+        {"batch_stats": STATS, "batch_moments": MOMENTS._asdict(), "momentum": 0.9},
+        {"batch_stats": "batch_stats", "batch_moments": "tree of moments", "momentum": "momentum", "unbiased": "flag"},
+    ),
+    Row(
+        "jaxbn.collect_moments",
+        jaxbn.collect_moments,
+        {"forward": forward, "model": VARIABLES, "batch": X},
+        {"forward": "forward", "model": "model", "batch": "batch"},
+    ),
+    Row(
+        "jaxbn.recalibrate",
+        jaxbn.recalibrate,
+        {"forward": forward, "model": VARIABLES, "batches": [X]},
+        {
+            "forward": "forward",
+            "model": "model",
+            "batches": "batches",
+            "sequential": "flag",
+            "unbiased": "flag",
+            "progress": "flag",
+        },
+    ),
+    Row(
+        "jaxbn.summary",
+        jaxbn.summary,
+        {"model": VARIABLES},
+        {"model": "model", "epsilon": "epsilon", "moments": "moments of a summary"},
+    ),
+    Row(
+        "jaxbn.merge_batch_stats",
+        jaxbn.merge_batch_stats,
+        {"batch_stats": [STATS, STATS]},
+        {"batch_stats": "replicas", "counts": "counts"},
+    ),
+    Row("jaxbn.batch_norm_mask", jaxbn.batch_norm_mask, {"model": VARIABLES}, {"model": "model"}),
+    Row("jaxbn.fold", fold, {"model": MODEL}, {"model": "model", "pairs": "pairs"}),
+    Row(
+        "jaxbn.foldable_pairs",
+        lambda model: jaxbn.foldable_pairs(model, FOLDED, X),
+        {"model": MODEL},
+        {"model": "model"},
+    ),
+    Row(
+        "jaxbn.fold_into_previous",
+        jaxbn.fold_into_previous,
+        {"layer": KERNEL, **VARIABLES},
+        {
+            "layer": "layer",
+            "params": "params",
+            "batch_stats": "batch_stats",
+            "epsilon": "epsilon",
+            "out_axis": "out_axis",
+        },
+    ),
+    Row(
+        "jaxbn.fold_into_next",
+        jaxbn.fold_into_next,
+        {"layer": KERNEL, **VARIABLES},
+        {
+            "layer": "layer",
+            "params": "params",
+            "batch_stats": "batch_stats",
+            "epsilon": "epsilon",
+            "feature_group_count": "feature_group_count",
+        },
+    ),
+    Row(
+        "jaxbn.interop.from_torch",
+        interop.from_torch,
+        {"state_dict": {"fc.weight": np.zeros((2, 3)), "fc.bias": np.zeros(2)}, "model": DENSE},
+        {**TRANSFER, "state_dict": "weights"},
+    ),
+    Row(
+        "jaxbn.interop.from_keras",
+        interop.from_keras,
+        {"weights": {"fc/kernel": np.zeros((3, 2)), "fc/bias": np.zeros(2)}, "model": DENSE},
+        {**TRANSFER, "weights": "weights"},
+    ),
+    Row("jaxbn.interop.to_torch", interop.to_torch, {"model": DENSE}, TRANSFER),
+    Row("jaxbn.interop.to_keras", interop.to_keras, {"model": DENSE}, TRANSFER),
+    Row("jaxbn.interop.load", interop.load, {"path": "weights.npz"}, {"path": "path"}),
+    Row("jaxbn.interop.save", saved, {"path": "a.npz", "arrays": {"a": X}}, {"path": "path", "arrays": "arrays"}),
+    Row(
+        "jaxbn.interop.from_torch_options",
+        interop.from_torch_options,
+        {},
+        {"momentum": "torch momentum", "eps": "epsilon", "affine": "flag"},
+    ),
+    Row(
+        "jaxbn.interop.to_torch_options",
+        interop.to_torch_options,
+        {"unbiased": True},
+        {"momentum": "torch momentum", "epsilon": "epsilon"},
+    ),
+    Row(
+        "jaxbn.linen.BatchNorm",
+        linen,
+        {"x": X, "use_running_average": False},
+        {
+            **LAYER,
+            "x": "x",
+            "param_dtype": "param_dtype",
+            "use_bias": "flag",
+            "use_scale": "flag",
+            "force_float32_reductions": "flag",
+        },
+    ),
+    Row(
+        "jaxbn.linen.BatchNorm in evaluation",
+        linen,
+        {"x": X, "use_running_average": True},
+        {**LAYER, "x": "x", "axis_name": "axis_name, in evaluation"},
+    ),
+    Row(
+        "jaxbn.nnx.BatchNorm",
+        nnx_layer,
+        {"num_features": 3, "x": X},
+        {
+            **LAYER,
+            "x": "x",
+            "num_features": "features of x",
+            "param_dtype": "param_dtype",
+            "use_bias": "flag",
+            "use_scale": "flag",
+            "use_running_average": "flag or None",
+        },
+    ),
+    Row(
+        "jaxbn.nnx.BatchNorm in evaluation",
+        nnx_layer,
+        {"num_features": 3, "x": X, "use_running_average": True},
+        {**LAYER, "x": "x", "axis_name": "axis_name, in evaluation"},
+    ),
+    Row(
+        "jaxbn.nnx.zero_moments",
+        jaxbn.nnx.zero_moments,
+        {"model": jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))},
+        {"model": "model"},
+    ),
+    Row(
+        "jaxbn.nnx.commit_moments", nnx_commit, {"model": jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))}, {"model": "model"}
+    ),
+    Row(
+        "jaxbn.testing.assert_split_invariant",
+        split_invariant,
+        {"model": SPLIT, "x": X},
+        {
+            "model": "model",
+            "axis_name": "axis_name of a test",
+            "parts": "parts",
+            "loss": "loss",
+            "tolerance": "tolerance",
+            "variables": "variables",
+        },
+    ),
+]

@@ -1,0 +1,111 @@
+"""Meshes with explicit axes, which `jax.make_mesh` makes by default: any axis of x is split, over any devices."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxbn
+from tests.oracle import check_step
+from tests.splits import mesh
+
+SHAPE = (8, 4, 6, 4)
+ONE = [P(*(None,) * a, "d") for a in range(4)]
+TWO = [
+    P(*("d" if a == i else "m" if a == j else None for a in range(4))) for i, j in itertools.permutations(range(4), 2)
+]
+SPECS = [*ONE, *TWO, P(("d", "m"))]
+"""Every axis split, every two axes, and one over both."""
+
+
+def place(value, spec, devices):
+    """On the mesh; an axis of size 1 is not split."""
+    names = [name if n > 1 else None for name, n in zip([*spec, *[None] * value.ndim], value.shape, strict=False)]
+    return jax.device_put(value, NamedSharding(devices, P(*names)))
+
+
+def sharded(spec, devices, axis=-1):
+    """Makes a function of (params, stats, x, dy, mask) one of arrays that are split like that, under `jit`."""
+    of_features = P([*spec, *[None] * 4][axis % len(SHAPE)])
+
+    def run(f):
+        def placed(params, stats, x, dy, mask):
+            vectors = jax.tree.map(lambda v: place(v, of_features, devices), (params, stats))
+            mask = None if mask is None else place(mask, spec, devices)
+            with jax.set_mesh(devices):
+                return jax.jit(f)(*vectors, place(x, spec, devices), place(dy, spec, devices), mask)
+
+        return placed
+
+    return run
+
+
+def batch(shape=SHAPE, offset=10):
+    return (np.random.default_rng(0).normal(size=shape) + offset).astype(np.float32)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=str)
+@pytest.mark.parametrize("spec", ONE + TWO[::3], ids=str)
+def test_any_axis_may_be_split(spec, axis_type):
+    devices = mesh((2, 2), ("d", "m"), axis_type)
+    check_step(batch(), run=sharded(spec, devices))
+
+
+@pytest.mark.parametrize("spec", ONE, ids=str)
+def test_a_mask_may_be_split_with_them(spec):
+    devices = mesh((2, 2), ("d", "m"), AxisType.Explicit)
+    mask = np.random.default_rng(1).random((8, 1, 6, 1)) < 0.7
+    check_step(batch(), axis=1, mask=mask, run=sharded(spec, devices, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"use_fast_variance": False}, {"virtual_batch_size": 2}], ids=str)
+@pytest.mark.parametrize("axis", range(4))
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=str)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_any_axis_may_be_split_whatever_is_asked(spec, axis_type, axis, options):
+    devices = mesh((2, 2), ("d", "m"), axis_type)
+    size = options.get("virtual_batch_size")
+    examples = SHAPE[1 if axis == 0 else 0]
+    batches = None if size is None else np.arange(examples).reshape(-1, size).tolist()
+    check_step(batch(), axis=axis, batches=batches, run=sharded(spec, devices, axis), **options)
+
+
+@pytest.mark.parametrize(("shape", "parts"), [((18, 3), 2), ((20, 3), 4), ((40, 3), 8), ((16, 257), 8), ((8, 3), 8)])
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_rows_may_be_split_over_any_number_of_devices(shape, parts, offset):
+    devices = mesh((parts,), ("d",), AxisType.Explicit)
+    cold = {"mean": np.zeros(shape[1], np.float32), "var": np.ones(shape[1], np.float32)}
+
+    def run(f):
+        def placed(params, stats, x, dy, mask):
+            x, dy = (place(v, P("d"), devices) for v in (x, dy))
+            vectors = jax.tree.map(lambda v: place(v, P(), devices), (params, stats))
+            with jax.set_mesh(devices):
+                return jax.jit(f)(*vectors, x, dy, mask)
+
+        return placed
+
+    check_step(batch(shape, offset), stats=cold, momentum=0.0, run=run)
+
+
+def test_the_output_is_split_as_the_input_and_the_statistics_as_they_were():
+    devices = mesh((2, 2), ("d", "m"), AxisType.Explicit)
+    spec = P("d", None, "m")
+    x = place(batch((8, 4, 6)), spec, devices)
+    params, stats = jax.tree.map(lambda v: place(v, P("m"), devices), jaxbn.init(6))
+
+    def layer(params, stats, x):
+        return jaxbn.batch_norm(params, stats, x, use_running_average=False)
+
+    with jax.set_mesh(devices):
+        y, new = jax.jit(layer)(params, stats, x)
+        gradient = jax.jit(jax.grad(lambda x: jnp.sin(layer(params, stats, x)[0]).sum()))(x)
+    assert y.sharding.spec == spec
+    assert gradient.sharding.spec == spec
+    for name, value in new.items():
+        assert value.sharding.spec == stats[name].sharding.spec, name

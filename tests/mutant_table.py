@@ -1,0 +1,232 @@
+"""Defects to plant in the core, one at a time, and the tests that should see each (see `tests/mutants.py`).
+
+A defect that changes no answer is no defect: `EQUIVALENT` says of those that survive why they may.
+"""
+
+from typing import NamedTuple
+
+VALUES = ("tests/core/test_values.py",)
+MASKS = ("tests/core/test_masks_broadcast.py",)
+COUNTS = ("tests/core/test_counts.py",)
+COLD = ("tests/core/test_cold_start.py", "tests/core/test_accuracy.py")
+DTYPES = ("tests/core/test_dtypes.py",)
+DERIVATIVES = ("tests/core/test_derivatives.py",)
+SIZES = ("tests/core/test_sizes.py",)
+GROUPS = ("tests/sync/test_group_isolation.py", "tests/sync/test_groups.py")
+SYNC = ("tests/sync/test_sync.py",)
+MESH = ("tests/core/test_explicit_mesh.py", "tests/core/test_export.py")
+ERRORS = ("tests/core/test_errors.py", "tests/core/test_arguments.py")
+LINEN = ("tests/models/test_linen_drop_in.py", "tests/models/test_linen_state.py", "tests/core/test_against_flax.py")
+NNX = ("tests/models/test_nnx_drop_in.py", "tests/core/test_against_flax.py")
+FRONT = ("tests/models/test_options.py",)
+
+
+class Mutant(NamedTuple):
+    """A defect: `old`, which stands once in the file, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _in(file: str, tests: tuple[str, ...], *changes: tuple[str, str]) -> list[Mutant]:
+    return [Mutant(f"jaxbn/{file}.py", old, new, tests) for old, new in changes]
+
+
+MUTANTS = [
+    *_in(
+        "_core/moments",
+        VALUES + MASKS + DTYPES,
+        ("return mask if mask.dtype == bool else mask > 0", "return mask if mask.dtype == bool else mask >= 0"),
+        ("values if mask.dtype == bool else mask.astype(values.dtype) * values", "values"),
+        ("if mask is None or mask.shape[a] == 1)", "if mask is None or mask.shape[a] != 1)"),
+        ("count = count.astype(repeats.dtype) * repeats", "count = count.astype(repeats.dtype)"),
+        ("if all(mask.shape[a] == 1 for a in axes):", "if any(mask.shape[a] == 1 for a in axes):"),
+        ("return x if mask is None else zero_unless(counts(mask), x)", "return x"),
+        (
+            "jnp.maximum(divide(square, count) - abs_squared(delta), jnp.zeros((), square.dtype))",
+            "divide(square, count)",
+        ),
+        ("2 * divide(square, moments.count)", "divide(square, moments.count)"),
+        ("total + jnp.conj(_centred(*v, *centre))", "total + _centred(*v, *centre)"),
+        ("lambda v, _: _weigh(v[2], v[1])", "lambda v, _: v[2]"),
+    ),
+    *_in(
+        "_core/moments",
+        COLD + SYNC,
+        ("if reduction.two_pass:\n        pivot", "if False:\n        pivot"),
+        ("add = as_float32(add, sync.axis_size(reduction.names))", "pass"),
+        ("add = as_float32(add, sync.axis_size(reduction.names))", "add = as_float32(add, 1)"),
+        ("return zero_unless(jnp.isfinite(mean), mean)", "return mean"),
+        ("jnp.zeros(pivot.shape, pivot.dtype) if hint is None else hint", "jnp.zeros(pivot.shape, pivot.dtype)"),
+        ("sync.all_sum(v, reduction.names, reduction.groups)", "sync.all_sum(v, reduction.names, None)"),
+        (
+            "    if reduction.names:\n        total, square = _add(reduction, [total, square])\n",
+            "",
+        ),
+    ),
+    *_in(
+        "_core/normalize",
+        VALUES + DERIVATIVES + MASKS,
+        ("return inverse if scale is None else scale * inverse.astype(scale.dtype)", "return inverse"),
+        ("var + jnp.asarray(epsilon, var.dtype)", "var"),
+        ("inverse * inverse * dvar * -0.5", "inverse * inverse * dvar * 0.5"),
+        ("inverse * inverse * dvar * -0.5", "inverse * dvar * -0.5"),
+        ("None if dmean is None else -a * dmean", "None if dmean is None else a * dmean"),
+        ("zero_unless(counts(mask) | jnp.isfinite(like), values)", "values"),
+        ("zero_unless(counts(mask) | jnp.isfinite(like), values)", "zero_unless(counts(mask), values)"),
+        ("z = z if vectors.bias is None else z + vectors.bias", "pass"),
+        ("return jax.jvp(activation, (z,), (dz,))[1]", "return dz"),
+        ("return jax.vjp(activation, z)[1](dz)[0]", "return jax.jvp(activation, (z,), (dz,))[1]"),
+        ("SLOPE_AT_OUTPUT = (jax.nn.relu, jax.nn.leaky_relu)", "SLOPE_AT_OUTPUT = (jax.nn.silu,)"),
+    ),
+    *_in(
+        "_core/layer",
+        VALUES + MASKS + DTYPES,
+        ("dmean, dvar = _where(empty, running_dmean, dmean), _where(empty, running_dvar, dvar)", "pass"),
+        ("centre = where(empty, mean, pivot), where(empty, jnp.zeros_like(mean), moments.mean)", "pass"),
+        ("batch_var = where(empty, var, batch_var)", "pass"),
+        ("wide = promote(pivot.dtype, affine.dtype)", "wide = pivot.dtype"),
+        (
+            "None if t is None else t.astype(wide) for t in (dinputs.x, dinputs.residual)",
+            "t for t in (dinputs.x, dinputs.residual)",
+        ),
+    ),
+    *_in(
+        "_core/state",
+        COUNTS + DTYPES,
+        (
+            "usable = (count > 0) & jnp.isfinite(mean) & jnp.isfinite(var)",
+            "usable = jnp.isfinite(mean) & jnp.isfinite(var)",
+        ),
+        ("usable = (count > 0) & jnp.isfinite(mean) & jnp.isfinite(var)", "usable = (count > 0) & jnp.isfinite(mean)"),
+        ("usable = (count > 0) & jnp.isfinite(mean) & jnp.isfinite(var)", "usable = (count > 0) & jnp.isfinite(var)"),
+        ("jnp.maximum(count - 1, jnp.ones((), count.dtype))", "(count - 1)"),
+        ("jnp.maximum(count - 1, jnp.ones((), count.dtype))", "count"),
+        ("steps < jnp.iinfo(steps.dtype).max", "steps <= jnp.iinfo(steps.dtype).max"),
+        (
+            "weight * old.astype(value.dtype) + (1 - weight) * value",
+            "(1 - weight) * old.astype(value.dtype) + weight * value",
+        ),
+        ("count / (count + 1)", "count / (count + 2)"),
+        ("jnp.broadcast_to(usable, mean.shape) if steps.ndim else jnp.any(usable)", "jnp.any(usable)"),
+        ("zero_unless(usable, value)", "value"),
+    ),
+    *_in(
+        "_core/merge",
+        (*COLD, *SYNC, "tests/core/test_virtual_batch.py", "tests/core/test_moments.py"),
+        ("mean, var = (zero_unless(full != 0, v) for v in (mean, var))", "pass"),
+        ("full * (var + abs_squared(mean))", "full * var"),
+        (
+            "divide(square, count) - abs_squared(mean), jnp.zeros((), square.dtype)",
+            "divide(square, count), jnp.zeros((), square.dtype)",
+        ),
+        ("wide = promote(narrow, jnp.float64)", "wide = narrow"),
+        ("bits = max(23 - (members - 1).bit_length(), 4)", "bits = 23"),
+        ("dvars + 2 * conj_times(centred, dmeans)", "dvars"),
+        ("dvars + 2 * conj_times(centred, dmeans)", "dvars + conj_times(centred, dmeans)"),
+        (
+            "zero_unless(n != 0, v) for v in (centred, dpivots + dsets.mean, dsets.var)",
+            "v for v in (centred, dpivots + dsets.mean, dsets.var)",
+        ),
+        ("rest = (mean - pivot.astype(wide)).astype(narrow)", "rest = jnp.zeros_like(pivot)"),
+    ),
+    *_in(
+        "_core/axes",
+        VALUES + MASKS,
+        ("canonical = tuple(sorted(int(a) % ndim for a in axes))", "canonical = tuple(int(a) % ndim for a in axes)"),
+        (
+            "mask.reshape((1,) * (ndim - mask.ndim) + mask.shape)",
+            "mask.reshape(mask.shape + (1,) * (ndim - mask.ndim))",
+        ),
+    ),
+    *_in(
+        "_core/chunks",
+        ("tests/core/test_virtual_batch.py", *VALUES, *MASKS),
+        ("axis = reduction_axes(axes, x.ndim)[0]", "axis = reduction_axes(axes, x.ndim)[-1]"),
+        ("return v if v.shape[axis] == 1 else", "return"),
+    ),
+    *_in(
+        "_core/numbers",
+        VALUES + DTYPES,
+        ("lax.square(x.real) + lax.square(x.imag)", "lax.square(x.real)"),
+        ("a.real * b.real + a.imag * b.imag", "a.real * b.real"),
+        ("return promote(dtype, jnp.float32)", "return jnp.dtype(dtype)"),
+        ("return total / (count + empty.astype(count.dtype))", "return total / count"),
+    ),
+    *_in(
+        "_core/linear",
+        DERIVATIVES + DTYPES,
+        ("transpose=jaxpr_as_fun(forward), n=n)", "transpose=transpose, n=n)"),
+        ("if moved:", "if False:"),
+    ),
+    *_in(
+        "_core/averages",
+        (*COUNTS, "tests/core/test_averages.py"),
+        ("jnp.expm1((count + 1) * rate)", "jnp.expm1((count + 2) * rate)"),
+    ),
+    *_in(
+        "_sync/mapped_axes",
+        GROUPS + SYNC,
+        ("return zero_unless(mine, everyone).sum(0)", "return (mine.astype(everyone.dtype) * everyone).sum(0)"),
+        ("devices, axis_index_groups=groups) if devices", "devices) if devices"),
+        ("me = me * lax.axis_size(name) + lax.axis_index(name)", "me = me + lax.axis_index(name)"),
+        ("order = devices + lanes[::-1]", "order = devices + lanes"),
+        ("list(range(size)) or not all(canonical)", "list(range(size))"),
+    ),
+    *_in(
+        "_sync/sharding",
+        MESH,
+        ("if spec[i] is None and a.shape[i - len(shape)] == shape[i]:", "if False:"),
+        ("if is_split(x) or is_split(like):", "if False:"),
+    ),
+    *_in(
+        "_xla/one_read",
+        COLD + SIZES + MESH,
+        ("if 0 in x.shape or not is_static(x) or not over:", "if not is_static(x) or not over:"),
+        ("if 0 in x.shape or not is_static(x) or not over:", "if 0 in x.shape or not over:"),
+        ("return near_some_rows if mask is None else None", "return near_some_rows"),
+        ("of_lane = near_some_rows if mask is None else two_reads", "of_lane = near_some_rows"),
+        ("lanes = math.gcd(x.shape[lane_axis], program.pieces)", "lanes = 1"),
+        ("return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))", "return mean"),
+    ),
+    *_in(
+        "_core/options",
+        VALUES + ERRORS,
+        ('not get("use_fast_variance"))', "False)"),
+        ("if training:\n        checks.warn", "if False:\n        checks.warn"),
+    ),
+    *_in(
+        "_core/checks",
+        ERRORS,
+        ("if not (epsilon >= 0 and math.isfinite(epsilon)):", "if not epsilon >= 0:"),
+        ("if not 0 <= number <= 1:", "if not 0 <= number:"),
+        ("if residual.shape != x.shape or residual.dtype != dtype:", "if residual.shape != x.shape:"),
+        ("if size < 1 or examples[0] % size:", "if size < 1:"),
+        ("if mask.dtype != bool and np.any(values_of(mask) < 0):", "if False:"),
+        ("if np.any(values_of(value) < 0):", "if False:"),
+    ),
+    *_in(
+        "linen",
+        LINEN,
+        ('batch_stats["mean"] = as_complex_as(x, batch_stats["mean"])', "pass"),
+        ("if self.is_initializing():  # nothing", "if False:  # nothing"),
+        ("if not use_running_average and not self.is_initializing():", "if not use_running_average:"),
+        ("return params if self.force_float32_reductions else {", "return params if True else {"),
+        ("jnp.float32 if self.force_float32_reductions else self.param_dtype)", "jnp.float32)"),
+    ),
+    *_in(
+        "nnx",
+        NNX,
+        (
+            "if use_running_average is None:\n            use_running_average = self.use_running_average",
+            "if True:\n            use_running_average = self.use_running_average",
+        ),
+        ("if self.promote_dtype is not dtypes.promote_dtype:", "if False:"),
+        ("value = jax.lax.stop_gradient(value)", "pass"),
+    ),
+]
+
+EQUIVALENT: dict[tuple[str, str], str] = {}
+"""(file without 'jaxbn/' and '.py', new text) of a mutant that survives -> why no test can see it."""
