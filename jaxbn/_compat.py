@@ -16,4 +16,4 @@ def as_varying(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
     """Marks `x` as different between the devices along `names`, along which it was the same."""
     if hasattr(lax, "pcast"):
         return lax.pcast(x, names, to="varying")
-    return lax.pvary(x, names)  # jax 0.8.0
+    return lax.pvary(x, names)  # jax 0.8.0  # pyright: ignore[reportAttributeAccessIssue]

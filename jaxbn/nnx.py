@@ -20,7 +20,7 @@ from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Momen
 from jaxbn._tools import accumulate
 
 
-class BatchMoments(nnx.BatchStat):
+class BatchMoments(nnx.BatchStat[jax.Array]):
     """The count, mean or variance, [C], of the microbatches of a step so far, on a layer that accumulates."""
 
 
@@ -117,9 +117,11 @@ class BatchNorm(nnx.BatchNorm):
             shape, False, False, jnp.complex64 if is_complex else jnp.float32,
             use_count=momentum is None or callable(momentum),
         )  # fmt: skip
-        self.mean = nnx.BatchStat(batch_stats["mean"])
-        self.var = nnx.BatchStat(batch_stats["var"])
-        self.count = nnx.BatchStat(batch_stats["count"]) if "count" in batch_stats else nnx.data(None)
+        self.mean: nnx.BatchStat[jax.Array] = nnx.BatchStat(batch_stats["mean"])
+        self.var: nnx.BatchStat[jax.Array] = nnx.BatchStat(batch_stats["var"])
+        self.count: nnx.BatchStat[jax.Array] | None = nnx.data(None)
+        if "count" in batch_stats:
+            self.count = nnx.BatchStat(batch_stats["count"])
         self.batch_moments: dict[str, BatchMoments] | None = nnx.data(None)
         self.scale: nnx.Param[jax.Array] | None = nnx.data(None)
         if use_scale:
@@ -177,13 +179,14 @@ class BatchNorm(nnx.BatchNorm):
         x = checks.check_input(x)
         x, batch_stats, params, dtype = self._promote(x, use_running_average)
         options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual}
-        so_far = None if self.batch_moments is None or use_running_average else _values(self.batch_moments)
+        collected = None if use_running_average else self.batch_moments
+        so_far = None if collected is None else _values(collected)
         y, so_far, batch_stats = step(
             params, batch_stats, x, options, use_running_average=use_running_average, batch_moments=so_far
         )
         if not use_running_average:
             for name, value in (batch_stats if so_far is None else so_far._asdict()).items():
-                _assign(getattr(self, name) if so_far is None else self.batch_moments[name], value)
+                _assign(getattr(self, name) if collected is None else collected[name], value)
         return y
 
     def _promote(self, x: jax.Array, use_running_average: bool):

@@ -27,12 +27,17 @@ from jaxbn._core.options import (
     takes,
 )
 from jaxbn._core.state import commit
-from jaxbn._core.types import BatchStats, Moments, Params
+from jaxbn._core.types import ArraysByName, BatchStats, Moments
 
 
 @takes(Options)
 def batch_norm(
-    params: Params, batch_stats: BatchStats, x: ArrayLike, *, use_running_average: bool, **options: Unpack[Options]
+    params: ArraysByName,
+    batch_stats: ArraysByName,
+    x: ArrayLike,
+    *,
+    use_running_average: bool,
+    **options: Unpack[Options],
 ) -> tuple[jax.Array, BatchStats]:
     """Normalizes `x` with the statistics of the batch, or with the running ones, and returns it with the new state.
 
@@ -84,7 +89,7 @@ def batch_norm(
 
 @takes(TrainOptions)
 def normalize_batch(
-    params: Params, batch_stats: BatchStats, x: ArrayLike, **options: Unpack[TrainOptions]
+    params: ArraysByName, batch_stats: ArraysByName, x: ArrayLike, **options: Unpack[TrainOptions]
 ) -> tuple[jax.Array, Moments]:
     """The training half of `batch_norm`, with the moments of the batch instead of the new state.
 
@@ -113,7 +118,7 @@ def normalize_batch(
 
 @takes(NormalizeOptions)
 def normalize(
-    params: Params, x: ArrayLike, mean: ArrayLike, var: ArrayLike, **options: Unpack[NormalizeOptions]
+    params: ArraysByName, x: ArrayLike, mean: ArrayLike, var: ArrayLike, **options: Unpack[NormalizeOptions]
 ) -> jax.Array:
     """activation((x - mean) * scale / sqrt(var + epsilon) + bias + residual), in one pass over `x`.
 
@@ -220,7 +225,7 @@ def _train(static: Static, arrays: Arrays) -> tuple[jax.Array, Moments]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _train_and_commit(static: Static, arrays: Arrays) -> tuple[jax.Array, BatchStats]:
-    y, moments = _train.__wrapped__(static, arrays)
+    y, moments = _train.__wrapped__(static, arrays)  # pyright: ignore[reportAttributeAccessIssue]
     momentum = static.momentum if arrays.momentum is None else arrays.momentum
     return y, commit(arrays.batch_stats, moments, momentum, static.unbiased)
 

@@ -1,12 +1,16 @@
 """The state of batch norm: how it starts, and how a batch moves it."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbn._core import checks
 from jaxbn._core.numbers import divide, promote, real_dtype, zero_unless
-from jaxbn._core.types import BatchStats, Moments, Momentum, Params
+from jaxbn._core.types import ArraysByName, BatchStats, Moments, Momentum, Params
 from jaxbn._sync.sharding import split_as, where
 
 
@@ -14,7 +18,7 @@ def init(
     num_features: int | tuple[int, ...],
     use_scale: bool = True,
     use_bias: bool = True,
-    param_dtype=jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     *,
     use_count: bool = False,
 ) -> tuple[Params, BatchStats]:
@@ -69,7 +73,7 @@ def init(
 
 
 def update_batch_stats(
-    batch_stats: BatchStats, moments: Moments, *, momentum: Momentum, unbiased: bool = False
+    batch_stats: ArraysByName, moments: Moments, *, momentum: Momentum, unbiased: bool = False
 ) -> BatchStats:
     """The running statistics after one more batch: `momentum * old + (1 - momentum) * new`.
 
@@ -136,7 +140,8 @@ def _weight_of_old(momentum: Momentum, batch_stats: BatchStats) -> jax.Array:
         return cumulative(batch_stats["count"], dtype)
     if callable(momentum):
         count = batch_stats["count"]
-        return jax.vmap(momentum)(count.reshape(-1)).reshape(count.shape) if count.size else count.astype(dtype)
+        weights: Any = jax.vmap(cast(Callable, momentum))
+        return weights(count.reshape(-1)).reshape(count.shape) if count.size else count.astype(dtype)
     return jnp.asarray(momentum, None if hasattr(momentum, "dtype") else dtype)
 
 

@@ -1,17 +1,20 @@
 """The words that the other modules share."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
+from jax.typing import ArrayLike
 
 Axes = int | Sequence[int]
 AxisName = str | Sequence[str]
 AxisIndexGroups = Sequence[Sequence[int]]
 Activation = str | Callable[[jax.Array], jax.Array]
-Momentum = float | jax.Array | None | Callable[[jax.Array], jax.Array]
+Momentum = ArrayLike | Callable[[jax.Array], ArrayLike] | None
+ArraysByName = Mapping[str, ArrayLike]
+"""Params or batch_stats as a user may hand them over, each [C]"""
 Params = dict[str, jax.Array]
-BatchStats = dict[str, Any]
+BatchStats = dict[str, jax.Array]
 
 
 class Moments(NamedTuple):
