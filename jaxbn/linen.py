@@ -14,6 +14,7 @@ from jaxbn._core.merge import zeros_of_layer
 from jaxbn._core.numbers import as_complex_as, promote, real_dtype
 from jaxbn._core.options import fields_of
 from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
+from jaxbn._models.linen_scopes import check_moments_reach
 
 
 class BatchNorm(nn.Module):
@@ -119,6 +120,7 @@ class BatchNorm(nn.Module):
           ValueError, TypeError: an argument breaks a rule of `jaxbn.batch_norm`, or `batch_stats` is missing.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        checks.check_module(self)
         x = checks.check_input(x)
         variables = self._batch_stats(x)
         batch_stats = {name: variable.value for name, variable in variables.items()}
@@ -135,6 +137,8 @@ class BatchNorm(nn.Module):
             params, batch_stats, x, options, use_running_average=use_running_average, batch_moments=so_far
         )
         if not use_running_average and not self.is_initializing():
+            if so_far is None:
+                check_moments_reach(self)
             written = variables if so_far is None else moments
             for name, value in (batch_stats if so_far is None else so_far._asdict()).items():
                 written[name].value = value

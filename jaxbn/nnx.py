@@ -1,5 +1,6 @@
 """`jaxbn.nnx.BatchNorm`: the drop-in for `flax.nnx.BatchNorm`."""
 
+import types
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -112,6 +113,8 @@ class BatchNorm(nnx.BatchNorm):
         activation: Activation | None = None,
     ):
         shape = num_features if isinstance(num_features, tuple) else (num_features,)
+        given = types.SimpleNamespace(dtype=dtype, param_dtype=param_dtype, use_bias=use_bias, use_scale=use_scale)
+        checks.check_module(given)
         is_complex = jnp.issubdtype(param_dtype, jnp.complexfloating)
         _, batch_stats = init(
             shape, False, False, jnp.complex64 if is_complex else jnp.float32,

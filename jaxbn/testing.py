@@ -3,7 +3,7 @@
 The devices are lanes of `jax.vmap` here: its collectives are those that `pmap` and `shard_map` would have.
 """
 
-import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn._core import checks
-from jaxbn._models.functions import as_function, name_of
+from jaxbn._models.functions import as_function
+from jaxbn._models.marks import Output, outputs_of_layers
+from jaxbn._models.tree import leaf_name
 
 DESCRIPTIONS = {
     "layers": "the output of {}",
@@ -42,7 +44,8 @@ def assert_split_invariant(
     Args:
       model: a `flax.linen` or `flax.nnx` module, in training mode, whose batch norm has `axis_name`. It must not draw
         random numbers: each part would draw its own.
-      *inputs: [N, ...] each, passed to the model; N is the size of the batch.
+      *inputs: [N, ...] each, passed to the model; N is the size of the batch. What is no array with an axis (a flag,
+        None, a number) is passed as it is. Inputs that hold nothing but 0 and 1, masks and paddings, have no gradients.
       variables: of a linen model, as its `init` returns them; initialized with key 0 where None.
       axis_name: that of the model's batch norm.
       parts: into how many the batch is split, a divisor of N, at least 2.
@@ -67,48 +70,67 @@ def assert_split_invariant(
       AssertionError: the output of BatchNorm is the first that changes when the batch is split into 2: by ...
     """
     leaves, treedef = jax.tree.flatten(inputs)
-    leaves = [jnp.asarray(v) for v in leaves]
-    sizes = {v.shape[:1] for v in leaves}
-    if len(sizes) != 1 or not all(sizes) or parts < 2 or leaves[0].shape[0] % parts:
+    arrays = {i: jnp.asarray(v) for i, v in enumerate(leaves) if np.ndim(v) > 0}
+    sizes = {v.shape[0] for v in arrays.values()}
+    if len(sizes) != 1 or parts < 2 or sizes.pop() % parts:
         raise ValueError(
             "`parts` must be at least 2 and divide the batch, the first axis of all inputs, got "
-            f"{parts} and {[checks.describe(v) for v in leaves]}."
+            f"{parts} and {[checks.describe(v) for v in arrays.values()]}."
         )
-    network = as_function(model, variables, inputs, options)
+
+    def as_inputs(arrays):
+        return jax.tree.unflatten(treedef, [arrays.get(i, v) for i, v in enumerate(leaves)])
+
+    network = as_function(model, variables, as_inputs(arrays), options)
+    paths = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(inputs)]
+    differentiated = {i for i, v in arrays.items() if _has_gradient(v)}
+    outputs: list[Output] = []
 
     def step(count):
-        """All that a step with the batch in `count` parts gives, put together again."""
+        """All that a step with the batch in `count` parts gives, with an axis of parts."""
 
-        def of_part(params, *leaves):
-            output, state, layers = network.apply(params, *jax.tree.unflatten(treedef, leaves))
-            value = _projection(output) if loss is None else loss(output, *jax.tree.unflatten(treedef, leaves))
-            return value, output, state, layers
+        def of_part(params, arrays):
+            inputs = as_inputs(arrays)
+            output, state = network.apply(params, *inputs)
+            value = _projection(output) if loss is None else loss(output, *inputs)
+            return value, output, state
+
+        def outputs_of_part(arrays):
+            outputs[:] = outputs_of_layers(
+                lambda params, arrays: network.apply_marked(params, *as_inputs(arrays)), network.params, arrays
+            )
+            return [output.value for output in outputs]
+
+        def split(arrays):
+            return {i: v.reshape(count, -1, *v.shape[1:]) for i, v in arrays.items()}
 
         def mean_loss(params, floats):
-            given = iter(floats)
-            whole = [next(given) if _is_float(v) else v for v in leaves]
-            split = [v.reshape(count, -1, *v.shape[1:]) for v in whole]
-            over_parts = jax.vmap(of_part, in_axes=(None, *[0] * len(split)), axis_name=axis_name)
-            value, output, state, layers = over_parts(params, *split)
-            join = functools.partial(jax.tree.map, lambda v: v.reshape(-1, *v.shape[2:]) if v.ndim > 1 else v.mean(0))
-            return value.mean(), {"layers": join(layers), "output": join(output), "state": state}
+            over_parts = jax.vmap(of_part, in_axes=(None, 0), axis_name=axis_name)
+            value, output, state = over_parts(params, split(arrays | floats))
+            return value.mean(), {"output": output, "state": state}
 
         gradients, found = jax.grad(mean_loss, argnums=(0, 1), has_aux=True)(
-            network.params, [v for v in leaves if _is_float(v)]
+            network.params, {i: arrays[i] for i in differentiated}
         )
-        of_params = {name_of(path): v for path, v in jax.tree.leaves_with_path(gradients[0])}
-        return found | {"gradients": of_params | {f"input {i}": v for i, v in enumerate(gradients[1])}}
+        of_params = {leaf_name(path): v for path, v in jax.tree.leaves_with_path(gradients[0])}
+        of_inputs = {f"input {paths[i]}": v for i, v in gradients[1].items()}
+        of_layers = jax.vmap(outputs_of_part, axis_name=axis_name)(split(arrays))
+        return found | {"layers": of_layers, "gradients": of_params | of_inputs}
 
     whole, split = (jax.device_get(jax.jit(step, static_argnums=0)(count)) for count in (1, parts))
+    names = _names(outputs)
+    for tree in whole, split:
+        tree["layers"] = {name: v for name, v in zip(names, tree["layers"], strict=True) if v is not None}
+    layers = list(dict.fromkeys(output.layer for output in outputs))
     for kind, description in DESCRIPTIONS.items():
-        difference = _first_difference(whole[kind], split[kind], network.order, tolerance)
+        difference = _first_difference(kind, whole[kind], split[kind], layers, tolerance)
         if difference is not None:
             name, error, size = difference
             raise AssertionError(
                 f"{description.format(name)} is the first that changes when the batch is split into {parts}: by "
                 f"{error:.2g}, where its values are up to {size:.2g}. Has each batch norm up to there "
                 f"axis_name={axis_name!r}, and does no other layer look at the batch?"
-                + _unseen(name, network.order, whole["layers"])
+                + _unseen(names[: names.index(name)] if name in names else [], whole["layers"])
             )
 
 
@@ -118,22 +140,36 @@ def _projection(output) -> jax.Array:
     return sum((t.mean() for t in terms), jnp.zeros(()))
 
 
-def _is_float(v) -> bool:
-    return jnp.issubdtype(v.dtype, jnp.inexact)
+def _has_gradient(v: jax.Array) -> bool:
+    """Floats, but not masks and paddings: what holds nothing but 0 and 1 is no quantity that moves."""
+    return jnp.issubdtype(v.dtype, jnp.inexact) and not np.isin(np.asarray(v), (0, 1)).all()
 
 
-def _first_difference(whole, split, order: list[str], tolerance: float):
+def _names(outputs: list[Output]) -> list[str]:
+    """Which call of which layer it is: 'bn', 'bn, call 2', 'bn, step 3' of a scan."""
+    names, times = [], Counter()
+    for output in outputs:
+        name = "/".join(filter(None, (output.layer, output.leaf))) + output.step
+        times[name] += 1
+        names.append(f"{name}, call {times[name]}" if times[name] > 1 else name)
+    return names
+
+
+def _first_difference(kind: str, whole, split, layers: list[str], tolerance: float):
     """(name, error, size) of the first array that differs, in the order of the layers; None where none does."""
     whole, split = _by_name(whole), _by_name(split)
     largest = max((np.abs(v).max(initial=0) for v in whole.values()), default=0)
 
     def position(name):
-        return next((i for i, layer in enumerate(order) if f"{name}/".startswith(f"{layer}/")), len(order))
+        return next((i for i, layer in enumerate(layers) if f"{name}/".startswith(f"{layer}/")), len(layers))
 
-    for name in sorted(whole, key=position):
+    # Those of layers came in the order in which they ran.
+    for name in whole if kind == "layers" else sorted(whole, key=position):
         a, b = whole[name], split[name]
-        if name in order and a.shape != b.shape:
-            continue  # an inner result without the axis of the examples
+        if kind in ("layers", "output"):
+            a, b = a[0], _joined(a[0], b)
+        if b is None:
+            continue
         size = max(np.abs(a).max(initial=0), largest / 100)
         error = np.abs(a - b).max(initial=0)
         # `not <=`, because a NaN is a difference too; but not where both have it.
@@ -142,15 +178,27 @@ def _first_difference(whole, split, order: list[str], tolerance: float):
     return None
 
 
-def _unseen(name: str, order: list[str], outputs) -> str:
-    """A remark on the layers right before this one that ran inside a transformation and kept their outputs there."""
-    before = order[: order.index(name)] if name in order else []
+def _joined(whole: np.ndarray, parts: np.ndarray) -> np.ndarray | None:
+    """The parts [parts, ...] as one array like `whole`; None for an inner result without the axis of the examples."""
+    if whole.ndim == 0:
+        return parts.mean(0)
+    longer = [a for a, (m, n) in enumerate(zip(whole.shape, parts.shape[1:], strict=True)) if m != n]
+    if len(longer) != 1:
+        return None
+    joined = np.concatenate(list(parts), longer[0])
+    return joined if joined.shape == whole.shape else None
+
+
+def _unseen(before: list[str], seen) -> str:
+    """A remark on the layers right before, that ran inside a transformation which is not looked into."""
     unseen = []
-    while before and before[-1] not in outputs:
+    while before and before[-1] not in seen:
         unseen.insert(0, before.pop())
-    return f" It may be one before it, inside a jax.checkpoint or scan: {', '.join(unseen)}." if unseen else ""
+    return f" It may be one before it, inside a cond, while or shard_map: {', '.join(unseen)}." if unseen else ""
 
 
 def _by_name(tree) -> dict[str, np.ndarray]:
-    leaves = {name_of(path): np.asarray(v) for path, v in jax.tree.leaves_with_path(tree)}
+    leaves = {leaf_name(path): np.asarray(v) for path, v in jax.tree.leaves_with_path(tree)}
+    if isinstance(tree, dict) and set(leaves) <= set(tree):
+        leaves = {name: leaves[name] for name in tree if name in leaves}  # in its order, where JAX would sort it
     return {k: v.astype(np.promote_types(v.dtype, np.float32)) for k, v in leaves.items()}

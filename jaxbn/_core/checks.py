@@ -245,12 +245,8 @@ def _check_schedule(momentum) -> None:
 
 def check_output_dtype(dtype, *inputs) -> jnp.dtype:
     """The dtype of y: that of x unless `dtype` says otherwise; complex where anything that enters is."""
-    try:
-        out = jnp.dtype(inputs[0].dtype if dtype is None else dtype)
-    except TypeError:
-        raise TypeError(f"`dtype` must be a floating or complex dtype, got {dtype!r}.") from None
-    if not jnp.issubdtype(out, jnp.inexact):
-        raise TypeError(f"`dtype` must be floating or complex, got {out.name}.")
+    check_dtype(dtype, "dtype")
+    out = jnp.dtype(inputs[0].dtype if dtype is None else dtype)
     if any(jnp.iscomplexobj(i) for i in inputs if i is not None) and not jnp.issubdtype(out, jnp.complexfloating):
         raise TypeError(f"`dtype` must be complex where x, scale, bias or mean is, got {out.name}.")
     return out
@@ -272,6 +268,25 @@ def check_static_bool(value, name: str) -> None:
     """A Python bool: it decides which program is traced."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"`{name}` must be True or False, known at trace time, got {value!r}.")
+
+
+def check_module(module) -> None:
+    """The fields of a module that Flax uses before the core sees them."""
+    for name in ("use_bias", "use_scale", "force_float32_reductions"):
+        if hasattr(module, name):
+            check_static_bool(getattr(module, name), name)
+    for name in ("dtype", "param_dtype"):
+        check_dtype(getattr(module, name), name)
+
+
+def check_dtype(dtype, name: str) -> None:
+    """A floating or complex dtype, or None."""
+    try:
+        known = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
+    except TypeError:
+        known = False
+    if not known:
+        raise TypeError(f"`{name}` must be a floating or complex dtype, got {dtype!r}.")
 
 
 def check_virtual_batch_size(size, names: tuple[str, ...], x: jax.Array, axes: tuple[int, ...]) -> int | None:

@@ -90,7 +90,9 @@ def _slope(affine: Affine, inputs: Inputs, vectors: Vectors, dz: jax.Array, *, t
         return dz
     z = _pre_activation(inputs, vectors)
     if inputs.residual is not None and activation in SLOPE_AT_OUTPUT:
-        z = slope_point(z, _output(affine, inputs, vectors).astype(z.dtype))
+        # In the dtype of y, as the residual's cotangent is anyway: one array for both and for the sums.
+        z = slope_point(z.astype(affine.dtype), _output(affine, inputs, vectors))
+        return jax.jvp(activation, (z,), (dz.astype(affine.dtype),))[1].astype(dz.dtype)
     if transposed and jnp.iscomplexobj(z):
         return jax.vjp(activation, z)[1](dz)[0]
     return jax.jvp(activation, (z,), (dz,))[1]

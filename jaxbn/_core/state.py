@@ -54,12 +54,8 @@ def init(
             raise ValueError(f"`num_features` must not be negative, got {num_features!r}.")
     for name, value in (("use_scale", use_scale), ("use_bias", use_bias), ("use_count", use_count)):
         checks.check_static_bool(value, name)
-    try:
-        dtype = jnp.dtype(param_dtype)
-    except TypeError:
-        raise TypeError(f"`param_dtype` must be a floating or complex dtype, got {param_dtype!r}.") from None
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"`param_dtype` must be floating or complex, got {dtype.name}.")
+    checks.check_dtype(param_dtype, "param_dtype")
+    dtype = jnp.dtype(param_dtype)
     wide = promote(dtype, jnp.float32)
     params = {}
     if use_scale:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxbn._core.types import BatchStats, Params
-
-Path = tuple[str | int, ...]
+from jaxbn._models.tree import Path, get_at, is_batch_stats, nodes
+from jaxbn._models.tree import plain_path as plain_path
 
 
 class Found(NamedTuple):
@@ -22,7 +22,7 @@ class Found(NamedTuple):
     params: Params
     """{'scale': [C], 'bias': [C]}, without those that it does not have"""
     batch_stats: BatchStats
-    """{'mean': [C], 'var': [C]} and perhaps 'count' []"""
+    """{'mean': [C], 'var': [C]} and perhaps 'count'; of stacked layers [L, C]"""
 
 
 def find_batch_norms(model: Any) -> dict[Path, Found]:
@@ -33,12 +33,13 @@ def find_batch_norms(model: Any) -> dict[Path, Found]:
       ValueError: it has no batch norm.
     """
     variables = as_variables(model)
-    found = {}
-    for keys, stats in jax.tree_util.tree_flatten_with_path(variables["batch_stats"], is_leaf=_is_batch_stats)[0]:
-        if _is_batch_stats(stats):
-            path = plain_path(keys)
-            params = get_at(variables.get("params", {}), path, {})
-            found[path] = Found(_only(("scale", "bias"), params), _only(("mean", "var", "count"), stats))
+    found = {
+        path: Found(
+            _only(("scale", "bias"), get_at(variables.get("params", {}), path, {})),
+            _only(("mean", "var", "count"), stats),
+        )
+        for path, stats in nodes(variables["batch_stats"], is_batch_stats).items()
+    }
     if not found:
         raise ValueError("The model must have a batch norm: no place of its `batch_stats` holds 'mean' and 'var'.")
     return found
@@ -65,50 +66,6 @@ def is_nnx(model: Any) -> bool:
     """Whether it is an nnx module or state. Flax is not imported for the question."""
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(model, nnx.Module | nnx.State)
-
-
-def path_name(path: Path) -> str:
-    """'encoder/0/bn', as messages and tables show a path; '.' for the whole tree."""
-    return "/".join(map(str, path)) or "."
-
-
-def plain_path(keys) -> Path:
-    """A key path of `jax.tree_util` as names and indices."""
-    return tuple(next(getattr(k, a) for a in ("key", "idx", "name") if hasattr(k, a)) for k in keys)
-
-
-_ABSENT = object()
-
-
-def get_at(tree: Any, path: Path, default: Any = _ABSENT) -> Any:
-    """What stands in `tree` (of dicts, lists and tuples) at `path`.
-
-    Raises:
-      KeyError: nothing stands there, and there is no default.
-    """
-    for i, key in enumerate(path):
-        try:
-            tree = tree[key]
-        except (KeyError, IndexError, TypeError):
-            if default is not _ABSENT:
-                return default
-            raise KeyError(f"Nothing stands at {path_name(path[: i + 1])!r}.") from None
-    return tree
-
-
-def set_at(tree: Any, path: Path, value: Any) -> Any:
-    """A copy of `tree` (of dicts, lists and tuples) with `value` at `path`; the rest is shared, the types are kept."""
-    if not path:
-        return value
-    child = set_at(get_at(tree, path[:1]), path[1:], value)
-    same: Any = type(tree)
-    if isinstance(tree, Mapping):
-        return same({**tree, path[0]: child})
-    return same(child if i == path[0] else v for i, v in enumerate(tree))
-
-
-def _is_batch_stats(node: Any) -> bool:
-    return isinstance(node, Mapping) and {"mean", "var"} <= set(node)
 
 
 def _only(names: tuple[str, ...], node: Any) -> dict[str, jax.Array]:

@@ -1,14 +1,13 @@
-"""A Flax model as a function that also returns what each of its layers returned, for `jaxbn.testing`."""
+"""A Flax model as a function of its parameters, for `jaxbn.testing`."""
 
-import contextlib
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
-from jax.extend.core import get_opaque_trace_state
 
+from jaxbn._models.marks import marked
+from jaxbn._models.tree import leaf_name, path_name
+from jaxbn._models.watch import Call, watch_linen, watch_nnx
 from jaxbn._tools.optional import load
 
 
@@ -17,9 +16,9 @@ class Network(NamedTuple):
 
     params: Any
     apply: Callable
-    """(params, *inputs) -> output, state written, {name of a layer: its output}"""
-    order: list[str]
-    """names of the layers in the order in which they return, filled when `apply` is traced"""
+    """(params, *inputs) -> output, state written"""
+    apply_marked: Callable
+    """the same with the output of each layer marked, for `marks.outputs_of_layers`"""
 
 
 def as_function(model, variables, inputs, options) -> Network:
@@ -36,81 +35,49 @@ def as_function(model, variables, inputs, options) -> Network:
     raise TypeError(f"`model` must be a flax.linen.Module or a flax.nnx.Module, got {type(model).__name__}.")
 
 
+def _marking(root: str) -> Callable[[Call], Any]:
+    """A watcher that marks what a layer returns to those that call it."""
+
+    def watch(call: Call) -> Any:
+        output = call.run(*call.args, **call.kwargs)
+        is_layer = call.outermost and call.method == "__call__"
+        return marked(path_name(call.path) if call.path else root, output) if is_layer else output
+
+    return watch
+
+
 def _of_linen(linen, model, variables, inputs, options) -> Network:
     if variables is None:
-        variables = jax.jit(functools.partial(model.init, **options))(jax.random.key(0), *inputs)
+        variables = jax.jit(lambda key: model.init(key, *inputs, **options))(jax.random.key(0))
     variables = dict(variables)
     params = variables.pop("params", {})
-    order = []
 
     def apply(params, *inputs):
-        calls = _Calls(type(model).__name__, order)
-
-        def record(call, args, kwargs, context):
-            output = call(*args, **kwargs)
-            if context.method_name == "__call__":
-                calls.add(context.module.path, output)
-            return output
-
-        with linen.intercept_methods(record):
-            output, state = model.apply(
-                {"params": params, **variables}, *inputs, **options, mutable=linen.DenyList("params")
-            )
+        given = {"params": params, **variables}
+        output, state = model.apply(given, *inputs, **options, mutable=linen.DenyList("params"))
         # The collection goes last: names start with that of the layer.
-        state = {f"{name_of(path[1:])} ({name_of(path[:1])})": v for path, v in jax.tree.leaves_with_path(state)}
-        return output, state, calls.outputs
+        return output, {f"{leaf_name(p[1:])} ({leaf_name(p[:1])})": v for p, v in jax.tree.leaves_with_path(state)}
 
-    return Network(params, apply, order)
+    def apply_marked(params, *inputs):
+        with watch_linen(_marking(type(model).__name__)):
+            return apply(params, *inputs)
+
+    return Network(params, apply, apply_marked)
 
 
 def _of_nnx(nnx, model, options) -> Network:
-    graphdef, params, random, others = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    order = []
+    filters = (nnx.Param, nnx.RngState, ...)
+    graphdef, params, random, others = nnx.split(model, *filters)
+    watched = watch_nnx(model, _marking(type(model).__name__), lambda path, module: type(module))
+    marked_graphdef = nnx.split(watched, *filters)[0]
 
-    def apply(params, *inputs):
+    def applied(graphdef, params, inputs):
         model = nnx.merge(graphdef, params, random, others, copy=True)
-        calls = _Calls(type(model).__name__, order)
-        paths = {id(module): path for path, module in nnx.iter_modules(model)}
-        classes = {type(module) for _, module in nnx.iter_modules(model) if callable(module)}
+        output = model(*inputs, **options)
+        return output, nnx.split(model, *filters)[3]
 
-        def recorded(call):
-            @functools.wraps(call)
-            def wrapper(self, *args, **kwargs):
-                output = call(self, *args, **kwargs)
-                if id(self) in paths:
-                    calls.add(paths[id(self)], output)
-                return output
-
-            return wrapper
-
-        with contextlib.ExitStack() as patches:
-            for cls in classes:
-                patches.enter_context(mock.patch.object(cls, "__call__", recorded(cls.__call__)))
-            output = model(*inputs, **options)
-        return output, nnx.split(model, nnx.Param, nnx.RngState, ...)[3], calls.outputs
-
-    return Network(params, apply, order)
-
-
-class _Calls:
-    """What the layers of one call returned, by name."""
-
-    def __init__(self, root: str, order: list[str]):
-        self.root, self.order, self.outputs, self.seen = root, order, {}, {}
-        self.trace = get_opaque_trace_state(convention="flax")
-
-    def add(self, path, output) -> None:
-        name = "/".join(map(str, path)) or self.root
-        self.seen[name] = self.seen.get(name, 0) + 1
-        name += f", call {self.seen[name]}" if self.seen[name] > 1 else ""
-        if name not in self.order:
-            self.order.append(name)
-        # Inside a scan or remat of the model the output belongs to an inner trace and cannot leave it.
-        if get_opaque_trace_state(convention="flax") == self.trace:
-            self.outputs[name] = output
-
-
-def name_of(path) -> str:
-    """The path of a leaf of a tree, as 'Block_0/kernel'."""
-    keys = [getattr(k, "key", getattr(k, "idx", None)) for k in path]
-    return "/".join(str(k) for k in keys if k is not None)
+    return Network(
+        params,
+        lambda params, *inputs: applied(graphdef, params, inputs),
+        lambda params, *inputs: applied(marked_graphdef, params, inputs),
+    )

@@ -5,26 +5,33 @@ of the microbatches so far. The Flax modules merge into them; here is how they s
 """
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jaxbn._core.merge import zeros_of_layer
 from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.state import update_batch_stats
 from jaxbn._core.types import Moments, Momentum
+from jaxbn._models.tree import DROPPED, Path, is_batch_stats, is_moments, map_layers, moments_by_path, nodes, path_name
 
 
 def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
     """Moments of no example, for each layer of `batch_stats`: the start of every optimizer step.
 
     Args:
-      batch_stats: {'mean': [C], 'var': [C]}, or nested dicts of these, as the `batch_stats` collection of a Flax model.
+      batch_stats: {'mean': [C], 'var': [C]}, or nested dicts, lists and tuples of these, as the `batch_stats`
+        collection of a Flax model; of stacked layers [L, C].
 
     Returns:
       The same tree with {'count': [C], 'mean': [C], 'var': [C]} in the place of each layer's statistics, all zero, at
-      least float32. Nodes of other layers are left out.
+      least float32, each an array of its own, so that they can be donated. Nodes of other layers are left out; in a
+      list, an empty dict keeps their place.
 
     Raises:
-      TypeError: `batch_stats` is no dict.
+      TypeError: `batch_stats` is no dict, list or tuple.
 
     Example:
       >>> import jax, jaxbn
@@ -33,31 +40,37 @@ def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
       {'bn': {'count': [0.0, 0.0], 'mean': [0.0, 0.0], 'var': [0.0, 0.0]}}
     """
     check_tree(batch_stats, "batch_stats")
-    if is_layer(batch_stats):
-        return zeros_of_layer(batch_stats["mean"])._asdict()
-    below = {k: zero_moments(v) for k, v in batch_stats.items() if isinstance(v, Mapping)}
-    return {k: v for k, v in below.items() if v}
+    zeros = map_layers(batch_stats, lambda _, s: zeros_of_layer(s["mean"])._asdict(), lambda *_: DROPPED)
+    return {} if zeros is DROPPED else zeros
 
 
 def commit_moments(
-    batch_stats: Mapping[str, Any], batch_moments: Mapping[str, Any], *, momentum: Momentum, unbiased: bool = False
+    batch_stats: Mapping[str, Any],
+    batch_moments: Mapping[str, Any],
+    *,
+    momentum: Momentum | Mapping[str, Momentum],
+    unbiased: bool | Mapping[str, bool] = False,
 ) -> dict[str, Any]:
     """`jaxbn.update_batch_stats` for each layer of a model, once per optimizer step.
 
     Args:
-      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [], or nested dicts of these.
+      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count', or nested dicts, lists and tuples of these; of stacked
+        layers [L, C].
       batch_moments: the same tree of {'count': [C], 'mean': [C], 'var': [C]}; a layer that is absent, or that has seen
         no example, keeps its statistics.
-      momentum: weight of the old value, as in `jaxbn.update_batch_stats`; one for all layers.
-      unbiased: whether the running variances are divided by `count - 1`, where count is that of the whole step.
+      momentum: weight of the old value, as in `jaxbn.update_batch_stats`: one for all layers; or a rule by path, a dict
+        from the path of a layer, 'encoder/0/bn', to its momentum, where `*` stands for any characters and the first
+        key that fits counts: {'encoder/*': 0.9, '*': 0.99}. `jaxbn.layer_options` reads it off a model.
+      unbiased: whether the running variances are divided by `count - 1`, where count is that of the whole step; one for
+        all layers, or a rule by path.
 
     Returns:
       New `batch_stats` with the tree, shapes and dtypes of the old one.
 
     Raises:
-      ValueError: `batch_moments` has a layer that `batch_stats` has not, or an argument breaks a rule of
-        `jaxbn.update_batch_stats`.
-      TypeError: one of the trees is no dict.
+      ValueError: `batch_moments` has a layer that `batch_stats` has not; a rule says nothing of a layer, or speaks of
+        one that is not there; or an argument breaks a rule of `jaxbn.update_batch_stats`.
+      TypeError: one of the trees is no dict, list or tuple.
 
     References:
       Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
@@ -81,37 +94,66 @@ def commit_moments(
     """
     check_tree(batch_stats, "batch_stats")
     check_tree(batch_moments, "batch_moments")
-    if is_layer(batch_stats):
-        missing = sorted(set(Moments._fields) - set(batch_moments))
-        if missing:
-            raise ValueError(
-                f"`batch_moments` must hold 'count', 'mean' and 'var' for each layer, got {sorted(batch_moments)}."
-            )
+    moments, layers = moments_by_path(batch_moments), nodes(batch_stats, is_batch_stats)
+    _check_places(batch_moments, moments, layers)
+    momenta = _by_path(momentum, list(layers), "momentum")
+    corrections = _by_path(unbiased, list(layers), "unbiased")
 
-        moments = Moments(**{k: batch_moments[k] for k in Moments._fields})
-        stats = {**batch_stats, "mean": as_complex_as(moments.mean, batch_stats["mean"])}
-        return update_batch_stats(stats, moments, momentum=momentum, unbiased=unbiased)
-    unknown = sorted(set(batch_moments) - set(batch_stats))
+    def commit(path: Path, stats: Mapping[str, Any]) -> Mapping[str, Any]:
+        if path not in moments:
+            return stats
+
+        def update(stats, moments):
+            return update_batch_stats(stats, moments, momentum=momenta[path], unbiased=corrections[path])
+
+        of_step = moments[path]
+        # Layers stacked by nn.vmap or nn.scan may have a count each.
+        for _ in range(jnp.ndim(stats["count"]) if _counts_layers(stats) else 0):
+            update = jax.vmap(update)
+        return update({**stats, "mean": as_complex_as(of_step.mean, stats["mean"])}, of_step)
+
+    return map_layers(batch_stats, commit, lambda _, leaf: leaf)
+
+
+def _counts_layers(stats: Mapping[str, Any]) -> bool:
+    return "count" in stats and jnp.shape(stats["count"]) != jnp.shape(stats["mean"])
+
+
+def _check_places(tree: Any, moments: Mapping[Path, Moments], layers: Mapping[Path, Any]) -> None:
+    for path in nodes(tree, lambda node: is_moments(node) or not isinstance(node, Mapping | list | tuple)):
+        if path not in moments:
+            here = sorted(p[-1] for p in nodes(tree, lambda n: not isinstance(n, Mapping)) if p[:-1] == path[:-1])
+            raise ValueError(
+                "`batch_moments` must hold 'count', 'mean' and 'var' for each layer, got "
+                f"{here} at {path_name(path[:-1])}."
+            )
+    unknown = sorted(path_name(path) for path in set(moments) - set(layers))
     if unknown:
         raise ValueError(
-            f"`batch_moments` must hold layers of `batch_stats` only, {sorted(batch_stats)}, got {unknown}."
+            f"`batch_moments` must hold layers of `batch_stats` only, {[*map(path_name, layers)]}, got {unknown}."
         )
-    return {
-        k: commit_moments(v, batch_moments[k], momentum=momentum, unbiased=unbiased) if k in batch_moments else v
-        for k, v in batch_stats.items()
-    }
 
 
-def is_layer(node: Mapping[str, Any]) -> bool:
-    """Whether these are the statistics of one layer, and not a dict of layers."""
-    return all(k in node and not isinstance(node[k], Mapping) for k in ("mean", "var"))
+def _by_path(rule: Any, paths: list[Path], name: str) -> dict[Path, Any]:
+    """The value of each layer, of one for all or of a rule by path."""
+    if not isinstance(rule, Mapping):
+        return dict.fromkeys(paths, rule)
+    chosen = {path: next((p for p in rule if fnmatchcase(path_name(path), str(p))), None) for path in paths}
+    silent = [path_name(path) for path, pattern in chosen.items() if pattern is None]
+    idle = [p for p in rule if not any(fnmatchcase(path_name(path), str(p)) for path in paths)]
+    if silent or idle:
+        raise ValueError(
+            f"`{name}` by path must have a key that fits for each layer, {[*map(path_name, paths)]}, and no other, got "
+            f"{list(rule)}: nothing for {silent}, nowhere {idle}."
+        )
+    return {path: rule[pattern] for path, pattern in chosen.items()}
 
 
 def check_tree(tree: object, name: str) -> None:
-    """The tree is a dict.
+    """The tree is a dict, a list or a tuple.
 
     Raises:
       TypeError: it is not.
     """
-    if not isinstance(tree, Mapping):
-        raise TypeError(f"`{name}` must be a dict, or nested dicts, of layers, got {type(tree).__name__}.")
+    if not isinstance(tree, Mapping | list | tuple):
+        raise TypeError(f"`{name}` must be a dict, or nested dicts and lists, of layers, got {type(tree).__name__}.")

@@ -4,7 +4,6 @@ A functional forward returns them. Those of Flax's modules, and of ours, are tak
 it need not train for that, and where it normalizes groups of devices apart, the moments are still those of all.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbn._core.batch_norm import batch_moments
-from jaxbn._core.merge import merge_into, zeros_of_layer
+from jaxbn._core.merge import zeros_of_layer
 from jaxbn._core.types import BatchStats, Moments
-from jaxbn._models.find import Path, find_batch_norms, is_nnx, path_name, plain_path, set_at
+from jaxbn._models import notes
+from jaxbn._models.find import find_batch_norms, is_nnx
+from jaxbn._models.tree import Path, moments_by_path, path_name, set_at
+from jaxbn._models.unbound_axes import with_axes_bound
+from jaxbn._models.watch import watch_linen
+from jaxbn._tools.batches import as_arrays
 
 Forward = Callable[[Any, Any], Any]
 
@@ -26,21 +29,24 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
     Args:
       forward: `forward(model, batch)`, the call of the model, run under `jax.jit`. It decides which statistics
         normalize (`use_running_average`), what is masked, and over which devices the batch is split.
-          - linen: `(y, {'batch_moments': ...})`, as `apply` with `mutable=['batch_moments']` returns it. A
-            `flax.linen.BatchNorm` in training needs `mutable=['batch_moments', 'batch_stats']`.
+          - linen: `(y, updates)`, as `apply` with `mutable=['batch_moments', 'batch_stats']` returns it. In evaluation
+            ['batch_moments'] is enough, unless a stack (nn.scan, nn.vmap) has no entry for it in `variable_axes`.
           - nnx: calls the model; what it returns is not used.
           - functional: `(y, moments)`, where `moments` is the tree of `batch_stats` with a `jaxbn.Moments` in the place
             of each layer's statistics.
       model: variables {'params': ..., 'batch_stats': ...}, or an nnx module. It stays as it is.
-      batch: a pytree of arrays.
+      batch: a pytree of arrays, or of what converts (torch tensors, data frames). In several processes with batches of
+        their own, this looks at the one it is given; `jaxbn.merge_moments` merges what they find.
 
     Returns:
-      The `Moments` of each batch norm by its path, with counts, means and variances [C]: those of all its calls where
-      there are several, of no example where `forward` does not reach it.
+      The `Moments` of each batch norm by its path, with counts, means and variances [C] (of stacked layers [L, C]):
+      those of all its calls where there are several, of no example where `forward` does not reach it.
 
     Raises:
-      ValueError: `forward` gives no moments, or gives some where the model has no batch norm.
-      TypeError: `model` is neither variables nor an nnx module.
+      ValueError: `forward` gives no moments, or gives some where the model has no batch norm; or a layer ran and could
+        not report its own: the message names it, and what is missing. A module that calls `jaxbn.batch_norm` itself
+        hands its moments in with `jaxbn.report_moments`.
+      TypeError: `model` is neither variables nor an nnx module, or `batch` is not of arrays.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn
@@ -59,151 +65,133 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
       >>> model = jaxbn.linen.BatchNorm(use_running_average=False)
       >>> variables = model.init(jax.random.key(0), jnp.ones((2, 1)))
       >>> def forward(variables, x):
-      ...     return model.apply(variables, x, mutable=["batch_moments"])
+      ...     return model.apply(variables, x, mutable=["batch_moments", "batch_stats"])
       >>> jaxbn.collect_moments(forward, variables, jnp.array([[1.0], [3.0]]))[()].mean.tolist()
       [2.0]
       >>> model = jaxbn.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
       >>> jaxbn.collect_moments(lambda model, x: model(x), model, jnp.array([[1.0], [3.0]]))[()].mean.tolist()
       [2.0]
     """
-    found = find_batch_norms(model)
-    run, state = collector(forward, model)
-    return dict(zip(found, run(state, [f.batch_stats for f in found.values()], batch), strict=True))
+    collector = Collector(forward, model)
+    return dict(zip(collector.stats, collector(collector.start, batch)[0], strict=True))
 
 
-def collector(forward: Forward, model: Any) -> tuple[Callable[[Any, list[BatchStats], Any], list[Moments]], Any]:
-    """`run(state, statistics of each layer, batch)`, jitted, which gives the moments of each layer, and its `state`."""
-    paths = list(find_batch_norms(model))
-    collect, state = _from_nnx(forward, model, paths) if is_nnx(model) else (_from_variables(forward, paths), model)
+class Collector:
+    """Looks at batch after batch: what enters each layer, and the state of the model with which it goes on."""
 
-    @jax.jit
-    def run(state, stats, batch):
-        moments = collect(state, stats, batch)
-        places = f"the batch norms of the model, {', '.join(map(path_name, paths))}"
+    def __init__(self, forward: Forward, model: Any):
+        self.stats: dict[Path, BatchStats] = {path: f.batch_stats for path, f in find_batch_norms(model).items()}
+        """running statistics of each layer by its path; those that normalize in evaluation"""
+        self.notes = notes.Notes()
+        """of the latest trace"""
+        self.calls: list[tuple[Path, bool]] = []
+        """of batch norms in the first trace: path, and whether the running statistics normalized"""
+        self._of_nnx = is_nnx(model)
+        if self._of_nnx:
+            self._collect, self.start, self._go_on = _from_nnx(forward, model, self.stats)
+        else:
+            self._collect, self.start, self._go_on = _from_variables(forward), model, lambda state, _: state
+        self._run = jax.jit(self._traced)
+
+    def __call__(self, state: Any, batch: Any) -> tuple[list[Moments], Any]:
+        """The moments of each layer, [C], and the next state, for the state before (`start` at first)."""
+        moments, new = self._run(state, list(self.stats.values()), as_arrays(batch))
+        return moments, self._go_on(state, new)
+
+    def _traced(self, state: Any, stats: list[BatchStats], batch: Any) -> tuple[list[Moments], Any]:
+        given = dict(zip(self.stats, stats, strict=True))
+        paths: list[Path] = []
+
+        def collect():
+            self.notes.clear()
+            moments, new = self._collect(state, given, batch)
+            paths[:] = moments
+            return list(moments.values()), new
+
+        with notes.taking(self.notes):
+            values, state = with_axes_bound(collect)
+        moments = dict(zip(paths, values, strict=True))
+        self._check(moments)
+        self.calls = self.calls or list(self.notes.calls)
+        zeros = {path: zeros_of_layer(s["mean"]) for path, s in given.items()}
+        return [notes.add(z, moments[path]) if path in moments else z for path, z in zeros.items()], state
+
+    def _check(self, moments: dict[Path, Moments]) -> None:
+        lost = {path: why for path, why in self.notes.lost.items() if path in self.stats and path not in moments}
+        for path, why in lost.items():
+            raise ValueError(
+                f"Each batch norm that runs must report the moments of its batch, got none of {path_name(path)}: {why}."
+            )
+        places = f"the batch norms of the model, {', '.join(map(path_name, self.stats))}"
+        if not moments and self._of_nnx:
+            first = path_name(next(iter(self.stats)))
+            raise ValueError(f"`forward` must call a batch norm of the model, such as {first}, got no call of one.")
         if not moments:
             raise ValueError(
                 f"`forward` must return (y, moments) with the moments of {places}, got none. With linen it returns "
-                "what model.apply(variables, ..., mutable=['batch_moments']) returns."
+                "what model.apply(variables, ..., mutable=['batch_moments', 'batch_stats']) returns."
             )
-        unknown = sorted(path_name(path) for path in set(moments) - set(paths))
+        unknown = sorted(path_name(path) for path in set(moments) - set(self.stats))
         if unknown:
             raise ValueError(f"`forward` must return moments in the places of {places}, got some at {unknown}.")
-        zeros = [zeros_of_layer(s["mean"]) for s in stats]
-        return [_add(zero, moments[path]) if path in moments else zero for path, zero in zip(paths, zeros, strict=True)]
-
-    return run, state
-
-
-def moments_by_path(tree: Any) -> dict[Path, Moments]:
-    """The moments in a tree like `batch_stats`: `Moments`, or dicts of 'count', 'mean' and 'var'."""
-
-    def is_moments(node):
-        return isinstance(node, Moments) or (isinstance(node, Mapping) and set(Moments._fields) <= set(node))
-
-    nodes = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_moments)[0]
-    return {
-        plain_path(keys): node if isinstance(node, Moments) else Moments(*(node[name] for name in Moments._fields))
-        for keys, node in nodes
-        if is_moments(node)
-    }
+        for path, m in moments.items():
+            shape = jnp.shape(self.stats[path]["mean"])
+            if jnp.shape(m.mean) != shape:
+                raise ValueError(
+                    f"The moments of a layer must have the shape of its statistics, {list(shape)} of "
+                    f"{path_name(path)}, got {list(jnp.shape(m.mean))}. Do 'batch_moments' and 'batch_stats' have the "
+                    "same entry in `variable_axes` of the stack that it is in?"
+                )
 
 
-def _add(old: Moments, new: Moments) -> Moments:
-    """Both, [C] each; complex where the new ones are."""
-    return merge_into(old._replace(mean=old.mean.astype(jnp.promote_types(old.mean.dtype, new.mean.dtype))), new)
-
-
-def _from_variables(forward: Forward, paths: list[Path]):
+def _from_variables(forward: Forward):
     def collect(variables, stats, batch):
-        variables = {name: tree for name, tree in variables.items() if name != "batch_moments"}
-        for path, s in zip(paths, stats, strict=True):
+        given = {name: tree for name, tree in variables.items() if name != "batch_moments"}
+        for path, s in stats.items():
             for name, value in s.items():
-                variables = set_at(variables, ("batch_stats", *path, name), value)
-        linen = sys.modules.get("flax.linen")
-        if linen is None:
-            out = forward(variables, batch)
-        else:
-            with linen.intercept_methods(_watch_linen):
-                out = forward(variables, batch)
-        if not (isinstance(out, tuple) and len(out) == 2):
-            return {}
-        tree = out[1]
-        if isinstance(tree, Mapping) and {"batch_moments", "batch_stats"} & set(tree):
-            tree = tree.get("batch_moments")
-        return moments_by_path(tree)
+                given = set_at(given, ("batch_stats", *path, name), value)
+        if sys.modules.get("flax.linen") is None:
+            return _moments_in(forward(given, batch)), None
+        from jaxbn._models.moments_linen import watch_layer, with_zeros
+
+        with watch_linen(watch_layer):
+            try:
+                out = forward(given, batch)
+            except TypeError:
+                noted = notes.current()
+                if noted is None or not noted.calls:
+                    raise
+                noted.clear()
+                out = forward(with_zeros(given, stats), batch)
+        return _moments_in(out), None
 
     return collect
 
 
-def _watch_linen(call, args, kwargs, context):
-    from flax import linen as nn
+def _moments_in(out: Any) -> dict[Path, Moments]:
+    if not (isinstance(out, tuple) and len(out) == 2):
+        return {}
+    tree = out[1]
+    if isinstance(tree, Mapping) and {"batch_moments", "batch_stats"} & set(tree):
+        from jaxbn._models.moments_linen import found_in
 
-    from jaxbn.linen import BatchNorm
-
-    module = context.module
-    watched = isinstance(module, BatchNorm | nn.BatchNorm) and context.method_name == "__call__"
-    if not (watched and module.is_mutable_collection("batch_moments")):
-        return call(*args, **kwargs)
-    old = {name: module.get_variable("batch_moments", name) for name in Moments._fields}
-    y = call(*args, **kwargs)
-    zeros = zeros_of_layer(module.get_variable("batch_stats", "mean"))
-    old = zeros if old["count"] is None else Moments(**old)
-    x = args[0] if args else kwargs["x"]
-    # What jaxbn's module may have written there itself is replaced: counted twice it would be wrong.
-    for name, value in _add(old, _moments_of_input(module, x, kwargs.get("mask")))._asdict().items():
-        module.put_variable("batch_moments", name, value)
-    return y
+        return found_in(tree)
+    return moments_by_path(tree)
 
 
-def _moments_of_input(module, x: jax.Array, mask: jax.Array | None) -> Moments:
-    return batch_moments(jnp.asarray(x), axis=module.axis, mask=mask, axis_name=module.axis_name)
-
-
-def _from_nnx(forward: Forward, model: Any, paths: list[Path]):
+def _from_nnx(forward: Forward, model: Any, stats: dict[Path, BatchStats]):
     from flax import nnx
 
-    from jaxbn.nnx import BatchMoments
+    from jaxbn._models import moments_nnx
 
     if isinstance(model, nnx.State):
         raise TypeError("`model` must be variables or an nnx module, which `forward` can call, got an nnx.State.")
-    watched = nnx.merge(*nnx.split(model))
-    for layer in _nnx_layers(watched).values():
-        layer.__class__ = _watched_class(type(layer))
-        zeros = zeros_of_layer(layer.mean[...])._asdict()
-        layer.entered = nnx.data({name: BatchMoments(zero) for name, zero in zeros.items()})
-    graphdef, state = nnx.split(watched)
+    graphdef, start = nnx.split(moments_nnx.watched_copy(model, stats))
 
     def collect(state, stats, batch):
-        model = nnx.merge(graphdef, state)
-        layers = _nnx_layers(model)
-        for path, s in zip(paths, stats, strict=True):
-            for name, value in s.items() if path in layers else ():
-                getattr(layers[path], name).set_value(value)
+        # A copy: without one the variables of `state` would be those that `forward` writes.
+        model = nnx.merge(graphdef, moments_nnx.with_stats(state, stats), copy=True)
         forward(model, batch)
-        return {path: _entered(layer) for path, layer in layers.items()}
+        return moments_nnx.moments_in(model), moments_nnx.changes(state, nnx.state(model), stats)
 
-    return collect, state
-
-
-def _nnx_layers(model: Any) -> dict[Any, Any]:
-    from flax import nnx
-
-    return {path: module for path, module in nnx.iter_modules(model) if isinstance(module, nnx.BatchNorm)}
-
-
-@functools.cache
-def _watched_class(layer_class):
-    """The class of a batch norm that notes the moments of what enters it."""
-
-    class Watched(layer_class):
-        def __call__(self, x, *args, **kwargs):
-            moments = _add(_entered(self), _moments_of_input(self, x, kwargs.get("mask")))
-            for name, value in moments._asdict().items():
-                self.entered[name].set_value(value)
-            return super().__call__(x, *args, **kwargs)
-
-    return Watched
-
-
-def _entered(layer: Any) -> Moments:
-    return Moments(**{name: variable.get_value() for name, variable in layer.entered.items()})
+    return collect, start, moments_nnx.changed

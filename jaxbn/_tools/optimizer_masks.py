@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from jaxbn._models.find import find_batch_norms, is_nnx, plain_path
+from jaxbn._models.find import find_batch_norms, is_nnx
+from jaxbn._models.tree import plain_path
 
 
 def batch_norm_mask(model: Any) -> Any:

@@ -1,7 +1,7 @@
 """Recalibration ("precise BN"): the exact statistics of a data set for every batch norm of a model."""
 
-import functools
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn._core import checks
-from jaxbn._core.merge import merge_moments
-from jaxbn._core.state import update_batch_stats
 from jaxbn._core.types import BatchStats, Moments
-from jaxbn._models.find import Path, find_batch_norms, is_nnx, path_name, set_at
-from jaxbn._tools.collect import Forward, collector
+from jaxbn._models.find import find_batch_norms, is_nnx
+from jaxbn._models.tree import Path, path_name, set_at
+from jaxbn._tools import processes
+from jaxbn._tools.collect import Collector, Forward
 from jaxbn._tools.optional import load
+from jaxbn._tools.seen import Seen, look_at_all, with_seen
 
 
 def recalibrate(
@@ -38,25 +39,38 @@ def recalibrate(
     ones; with `sequential=True` those are recalibrated before: each pass over the data settles at least one layer more,
     until a pass changes nothing. Then each layer has the exact statistics of what it will see in evaluation.
 
+    Several processes (`jax.distributed`) may each bring batches of their own, of any sizes and numbers: they are
+    merged, and each process gets the same. Batches that are arrays over all processes are looked at together.
+
     Args:
       forward: `forward(model, batch)`, run under `jax.jit`, as for `jaxbn.collect_moments`: with linen it returns what
-        `apply(..., mutable=['batch_moments'])` returns, with nnx it calls the model, and a functional one returns
-        `(y, moments)`.
+        `apply(..., mutable=['batch_moments', 'batch_stats'])` returns, with nnx it calls the model, and a functional
+        one returns `(y, moments)`. An axis name that is not bound here, for the model was trained on several devices,
+        is an axis of size 1.
       model: variables {'params': ..., 'batch_stats': ...}, or an nnx module.
-      batches: pytrees of arrays. Equal shapes share one compiled program.
+      batches: pytrees of arrays, or of what converts (torch tensors, data frames). Equal shapes share one compiled
+        program.
       sequential: read the batches again until nothing changes, at most once for each batch norm.
       unbiased: whether variances are divided by `count - 1`, PyTorch's convention.
-      progress: show a progress bar (needs rich).
+      progress: show a progress bar (needs rich), with a total where `len(batches)` is known.
 
     Returns:
-      New variables, or the nnx module itself, changed in place once everything has succeeded. A layer that `forward`
-      does not reach, or a channel without any example, keeps its statistics. Where statistics have a `count`, it
-      becomes the number of batches.
+      New variables, or the nnx module itself, changed in place once everything has succeeded. What is no running
+      statistic stays; the random numbers and other state of an nnx module go on from batch to batch meanwhile, as they
+      do in training. A layer that `forward` does not reach, or a channel without any example, keeps its statistics.
+      Where statistics have a `count`, it becomes the number of batches that had an example of the channel.
 
     Raises:
-      ValueError: there is no batch or no example; a channel is not finite; `batches` can be read only once and
-        `sequential` is set; or `forward` gives no moments. The model is unchanged.
-      TypeError: `model` is neither variables nor an nnx module.
+      ValueError: there is no batch or no example, or none in one of the processes; a channel is not finite; `batches`
+        can be read only once and `sequential` is set; `forward` gives no moments, or does not take a batch of another
+        structure than the first; or a layer ran and could not report its moments: the message names it, and the entry
+        that is missing. The model is unchanged.
+      TypeError: `model` is neither variables nor an nnx module, or a batch is not of arrays.
+      RuntimeError: another process failed.
+
+    Warns:
+      UserWarning: layers normalized with running statistics that recalibration moved, so that those of the layers
+        after them do not fit: `forward` evaluates, and `sequential` is not set.
 
     References:
       Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; Li et al. 2016, "Revisiting batch normalization
@@ -68,7 +82,7 @@ def recalibrate(
       >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])]
       >>> model = jaxbn.linen.BatchNorm()
       >>> def forward(variables, x):
-      ...     return model.apply(variables, x, use_running_average=False, mutable=["batch_moments"])
+      ...     return model.apply(variables, x, use_running_average=False, mutable=["batch_moments", "batch_stats"])
       >>> variables = model.init(jax.random.key(0), batches[0], use_running_average=False)
       >>> variables = jaxbn.recalibrate(forward, variables, batches)
       >>> variables["batch_stats"]["mean"].tolist()
@@ -88,83 +102,39 @@ def recalibrate(
     """
     for name, value in (("sequential", sequential), ("unbiased", unbiased), ("progress", progress)):
         checks.check_static_bool(value, name)
-    found = find_batch_norms(model)
+    original = {path: f.batch_stats for path, f in find_batch_norms(model).items()}
     if sequential and isinstance(batches, Iterator):
         raise ValueError(
             "`batches` must give the same batches each time it is iterated where `sequential` is set, such as a list "
             f"or a data loader, got {type(batches).__name__}, which can be read once."
         )
-    run, state = collector(forward, model)
-    stats, moments = [f.batch_stats for f in found.values()], []
+    collector = Collector(forward, model)
     # Layers that nn.scan or nnx.scan stacks stand in one array, and are still one after the other.
-    num_passes = sum(math.prod(s["mean"].shape[:-1]) for s in stats) if sequential else 1
+    num_passes = sum(math.prod(s["mean"].shape[:-1]) for s in original.values()) if sequential else 1
+    merged: list[Seen] = []
     for number in range(1, num_passes + 1):
         label = f"Recalibrating, pass {number} of at most {num_passes}" if sequential else "Recalibrating"
         shown = load("rich.progress", "progress=True").track(batches, label) if progress else batches
-        moments, num_batches = _merge_all(run(state, stats, batch) for batch in shown)
-        old, stats = stats, _set(stats, moments, num_batches, unbiased=unbiased)
-        stats = jax.tree.map(_placed_as, old, stats)
-        if jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b, equal_nan=True), old, stats)):
+        merged = look_at_all(collector, shown)
+        old = list(collector.stats.values())
+        new = jax.tree.map(processes.placed_as, old, with_seen(old, merged, unbiased=unbiased))
+        collector.stats = dict(zip(original, new, strict=True))
+        if _equal(old, new):
             break
-    _check_finite(dict(zip(found, moments, strict=True)))
-    return _write(model, dict(zip(found, stats, strict=True)))
+    _check_finite({path: seen.moments for path, seen in zip(original, merged, strict=True)})
+    if not sequential:
+        _tell_misfits(collector, original)
+    return _write(model, original, collector.stats)
+
+
+NOTICEABLE = 0.1
+"""deviations by which statistics may move before it is told"""
 
 
 @jax.jit
-def _merge(a: list[Moments], b: list[Moments]) -> list[Moments]:
-    return [merge_moments(m, n) for m, n in zip(a, b, strict=True)]
-
-
-def _merge_all(parts: Iterable[list[Moments]]) -> tuple[list[Moments], int]:
-    """The moments of all batches, and their number.
-
-    Batches are merged in pairs, and pairs in pairs: N of them cost log2(N) roundings and not N.
-    """
-    pending: list[tuple[int, list[Moments]]] = []
-    number = 0
-    for moments in parts:
-        number, size = number + 1, 1
-        while pending and pending[-1][0] == size:
-            moments, size = _merge(pending.pop()[1], moments), 2 * size
-        pending.append((size, moments))
-    if not pending:
-        raise ValueError("`batches` must hold at least one batch, got none. The statistics are as they were.")
-    _, total = pending.pop()
-    while pending:
-        total = _merge(pending.pop()[1], total)
-    if not any(np.any(m.count) for m in total):
-        raise ValueError(
-            f"`batches` must bring at least one example to a batch norm, got none in {number} batches: everything is "
-            "masked, or `forward` does not call the model. The statistics are as they were."
-        )
-    return total, number
-
-
-@functools.partial(jax.jit, static_argnames="unbiased")
-def _set(stats: list[BatchStats], moments: list[Moments], num_batches: int, *, unbiased: bool) -> list[BatchStats]:
-    return [_set_layer(s, m, num_batches, unbiased) for s, m in zip(stats, moments, strict=True)]
-
-
-def _set_layer(batch_stats: BatchStats, moments: Moments, num_batches: int, unbiased: bool) -> BatchStats:
-    """The statistics replaced by the moments, channel by channel, where these can be used."""
-    dtype = jnp.promote_types(batch_stats["mean"].dtype, moments.mean.dtype)
-    old = {"mean": jnp.asarray(batch_stats["mean"], dtype), "var": jnp.asarray(batch_stats["var"])}
-    # Not from the old ones: a weight of 0 would keep a NaN.
-    fresh = jax.tree.map(jnp.zeros_like, old)
-    fresh = update_batch_stats(fresh, moments, momentum=0.0, unbiased=unbiased)
-    usable = (moments.count > 0) & jnp.isfinite(moments.mean) & jnp.isfinite(moments.var)
-    new = {name: jnp.where(usable, fresh[name], old[name]) for name in old}
-    if "count" in batch_stats:
-        count = jnp.asarray(batch_stats["count"])
-        new["count"] = jnp.where(jnp.any(usable), jnp.full_like(count, num_batches), count)
-    return new
-
-
-def _placed_as(old: Any, new: jax.Array) -> jax.Array:
-    """`new` on the devices of `old`; on none in particular where that is so."""
-    if isinstance(old, jax.Array) and old.committed:
-        return jax.device_put(new, old.sharding)
-    return jnp.asarray(np.asarray(new))
+def _equal(a: Any, b: Any) -> jax.Array:
+    same = [jnp.array_equal(v, w, equal_nan=True) for v, w in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    return jnp.stack(same).all()
 
 
 def _check_finite(moments: dict[Path, Moments]) -> None:
@@ -180,14 +150,47 @@ def _check_finite(moments: dict[Path, Moments]) -> None:
         )
 
 
-def _write(model: Any, stats: dict[Path, BatchStats]) -> Any:
-    values = {(*path, name): value for path, s in stats.items() for name, value in s.items()}
+def _tell_misfits(collector: Collector, before: dict[Path, BatchStats]) -> None:
+    """Warns where layers normalized with running statistics that are others now: what came after them does not fit."""
+    order = [path for path, _ in collector.calls]
+    moved = {}
+    for i, (path, evaluated) in enumerate(collector.calls):
+        if evaluated and any(later != path for later in order[i:]):
+            moved[path] = _distance(before[path], collector.stats[path]) if path in before else 0.0
+    far = {path_name(path): f"{d:.2g}" for path, d in moved.items() if d > NOTICEABLE}
+    if far:
+        warnings.warn(
+            "Statistics that do not fit each other: these layers normalized with running statistics "
+            f"(use_running_average=True) that recalibration then moved, by so many deviations: {far}. What entered "
+            "the layers after them was normalized with the old ones. Let `forward` train (with linen and a model that "
+            "decides by is_mutable_collection: mutable=['batch_moments', 'batch_stats']), or set sequential=True.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _distance(old: BatchStats, new: BatchStats) -> float:
+    """How far the outputs of a layer move, in deviations, in the channel that moves most."""
+    mean, var, new_mean, new_var = (np.asarray(s[name]) for s in (old, new) for name in ("mean", "var"))
+    with np.errstate(all="ignore"):
+        deviation = np.sqrt(new_var + 1e-5)
+        moved = np.maximum(np.abs(new_mean - mean) / deviation, np.abs(np.sqrt(np.maximum(var, 0)) / deviation - 1))
+    return float(np.nan_to_num(moved, nan=np.inf).max(initial=0))
+
+
+def _write(model: Any, before: dict[Path, BatchStats], stats: dict[Path, BatchStats]) -> Any:
+    values = {
+        (*path, name): processes.placed_as(before[path][name], value)
+        for path, s in stats.items()
+        for name, value in s.items()
+    }
     if not is_nnx(model):
         for path, value in values.items():
             model = set_at(model, ("batch_stats", *path), value)
         return model
     from flax import nnx
 
-    variables = dict(nnx.to_flat_state(nnx.state(model, nnx.BatchStat)))
-    nnx.update(model, nnx.from_flat_state({path: variables[path].replace(v) for path, v in values.items()}))
+    from jaxbn._models.moments_nnx import with_values
+
+    nnx.update(model, with_values(nnx.state(model, nnx.BatchStat), values))
     return model

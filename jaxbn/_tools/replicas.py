@@ -5,10 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxbn._core.merge import merge_stacked
 from jaxbn._core.types import Moments
-from jaxbn._tools.accumulate import check_tree, is_layer
+from jaxbn._models.tree import Path, map_layers, path_name
+from jaxbn._tools.accumulate import check_tree
 
 
 def merge_batch_stats(
@@ -19,15 +22,16 @@ def merge_batch_stats(
     An average of the variances would leave that part out.
 
     Args:
-      batch_stats: {'mean': [N, C], 'var': [N, C]} of N replicas, or nested dicts of these, as the `batch_stats`
-        collection of a Flax model comes out of `vmap`, `pmap` or `shard_map`; or a sequence of N of them, [C] each.
+      batch_stats: {'mean': [N, C], 'var': [N, C]} of N replicas, or nested dicts and lists of these, as the
+        `batch_stats` collection of a Flax model comes out of `vmap`, `pmap` or `shard_map`; or a sequence of N of
+        them, [C] each.
       counts: [N], how many examples each replica has seen, >= 0 and not all 0; all the same where None.
 
     Returns:
       The same tree, [C], in the same dtypes. A number of updates, 'count', is the largest of all replicas.
 
     Raises:
-      ValueError: there is no replica, or `counts` does not hold one number for each.
+      ValueError: there is no replica, or `counts` does not hold one number >= 0 for each.
       TypeError: `batch_stats` is no dict of layers, nor a sequence of these.
 
     References:
@@ -41,26 +45,41 @@ def merge_batch_stats(
       >>> merged["mean"].tolist(), merged["var"].tolist()
       ([3.0], [6.0])
     """
+    if counts is not None:
+        _check_counts(counts)
     if not isinstance(batch_stats, Mapping):
         if not batch_stats:
             raise ValueError("`batch_stats` must hold at least one replica, got none.")
+        for replica in batch_stats:
+            check_tree(replica, "batch_stats")
         batch_stats = jax.tree.map(lambda *replicas: jnp.stack(replicas), *batch_stats)
-    return _merge(batch_stats, counts)
 
+    def merge(_, layer: Mapping[str, Any]) -> dict[str, jax.Array]:
+        mean, var = jnp.asarray(layer["mean"]), jnp.asarray(layer["var"])
+        weights = jnp.ones(mean.shape[:1], var.dtype) if counts is None else jnp.asarray(counts).astype(var.dtype)
+        if weights.ndim != 1 or not weights.size or weights.shape != mean.shape[:1]:
+            raise ValueError(
+                "`counts` must hold one number for each replica, those along the first axis of the statistics, "
+                f"{list(mean.shape)}, got {list(weights.shape)}."
+            )
+        _, mean, var = merge_stacked(Moments(weights, mean, var))
+        merged = {"mean": mean, "var": var}
+        if "count" in layer:
+            merged["count"] = jnp.max(layer["count"], axis=0)
+        return merged
 
-def _merge(batch_stats: Any, counts: jax.Array | None) -> dict[str, Any]:
-    check_tree(batch_stats, "batch_stats")
-    if not is_layer(batch_stats):
-        return {k: _merge(v, counts) for k, v in batch_stats.items()}
-    mean, var = jnp.asarray(batch_stats["mean"]), jnp.asarray(batch_stats["var"])
-    weights = jnp.ones(mean.shape[:1], var.dtype) if counts is None else jnp.asarray(counts).astype(var.dtype)
-    if weights.ndim != 1 or not weights.size or weights.shape != mean.shape[:1]:
-        raise ValueError(
-            "`counts` must hold one number for each replica, those along the first axis of the statistics, "
-            f"{list(mean.shape)}, got {list(weights.shape)}."
+    def stop(path: Path, leaf: Any) -> Any:
+        raise TypeError(
+            "`batch_stats` must be a dict, or nested dicts and lists, of layers with 'mean' and 'var', got "
+            f"{type(leaf).__name__} at {path_name(path)}."
         )
-    _, mean, var = merge_stacked(Moments(weights, mean, var))
-    merged = {"mean": mean, "var": var}
-    if "count" in batch_stats:
-        merged["count"] = jnp.max(batch_stats["count"], axis=0)
-    return merged
+
+    return map_layers(batch_stats, merge, stop)
+
+
+def _check_counts(counts: jax.Array) -> None:
+    if isinstance(counts, Tracer):
+        return
+    values = np.asarray(counts)
+    if values.dtype.kind not in "iuf" or not (np.all(values >= 0) and np.all(np.isfinite(values)) and values.any()):
+        raise ValueError(f"`counts` must be numbers >= 0, finite and not all 0, got {values.tolist()}.")

@@ -4,12 +4,13 @@ import io
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxbn._core import checks
 from jaxbn._core.types import Moments
-from jaxbn._models.find import Found, find_batch_norms, path_name
-from jaxbn._tools.collect import moments_by_path
+from jaxbn._models.find import Found, find_batch_norms
+from jaxbn._models.tree import moments_by_path, path_name
 from jaxbn._tools.optional import load
 
 DEAD_SCALE = 1e-3
@@ -89,7 +90,7 @@ class Summary(list[LayerSummary]):
         return draw(self, FAR)
 
 
-def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5) -> Summary:
+def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: bool = False) -> Summary:
     """Every batch norm of a model, with what a person needs to find the sick one.
 
     Args:
@@ -97,6 +98,8 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5) -> Summar
       moments: those of the latest batch, from `jaxbn.collect_moments`, or a tree like `batch_stats` with
         `jaxbn.Moments` or {'count', 'mean', 'var'} in the places of layers, such as a collection 'batch_moments'.
       epsilon: that of the batch norms; below it a running variance is as good as none.
+      stacked: statistics of more than one axis, [L, C], are those of layers that a scan or vmap stacks, and each has a
+        row, 'blocks/bn[0]'. Otherwise they are one layer with several feature axes, and have one row.
 
     Returns:
       A list of `LayerSummary`, one for each batch norm, in the order of the tree. `print(rows)` shows a table,
@@ -140,7 +143,16 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5) -> Summar
         raise ValueError(
             f"`moments` must be of the batch norms of the model, {', '.join(map(path_name, found))}, got {unknown} too."
         )
-    return Summary(_row(path_name(path), layer, by_path.get(path), epsilon) for path, layer in found.items())
+    checks.check_static_bool(stacked, "stacked")
+    rows = Summary()
+    for path, layer in found.items():
+        name, of_batch = path_name(path), by_path.get(path)
+        if of_batch is not None:
+            _check_moments(name, of_batch, layer)
+        for index in np.ndindex(np.shape(layer.batch_stats["mean"])[:-1] if stacked else ()):
+            one, of_one = jax.tree.map(lambda v, i=index: np.asarray(v)[i[: np.ndim(v)]], (layer, of_batch))
+            rows.append(_row(name + "".join(f"[{i}]" for i in index), one, of_one, epsilon))
+    return rows
 
 
 def _by_path(moments: Any) -> dict[Any, Moments]:
@@ -150,13 +162,20 @@ def _by_path(moments: Any) -> dict[Any, Moments]:
     return dict(moments) if of_paths else moments_by_path(moments)
 
 
+def _check_moments(name: str, moments: Moments, layer: Found) -> None:
+    try:
+        checks.check_moments(moments, {"mean": layer.batch_stats["mean"]})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def _row(name: str, layer: Found, moments: Moments | None, epsilon: float) -> LayerSummary:
     params = {k: _wide(v) for k, v in layer.params.items()}
     stats = {k: _wide(v) for k, v in layer.batch_stats.items()}
     mean, var = stats["mean"], stats["var"]
     finite = np.all([np.isfinite(v) for v in (mean, var, *params.values())], axis=0)
     dead = (var < epsilon) | (np.abs(params.get("scale", np.ones(()))) <= DEAD_SCALE)
-    distances = (None, None) if moments is None else _distances(name, mean, var, moments, epsilon)
+    distances = (None, None) if moments is None else _distances(mean, var, moments, epsilon)
     return LayerSummary(
         layer=name,
         num_features=mean.size,
@@ -170,15 +189,11 @@ def _row(name: str, layer: Found, moments: Moments | None, epsilon: float) -> La
     )
 
 
-def _distances(name: str, mean, var, moments: Moments, epsilon: float) -> tuple[float | None, float | None]:
+def _distances(mean, var, moments: Moments, epsilon: float) -> tuple[float | None, float | None]:
     """Of the channel farthest off, in standard errors of a batch that comes from the running statistics.
 
     A channel that is constant for both, but for what is left of older batches, is dead and not off.
     """
-    try:
-        checks.check_moments(moments, {"mean": mean})
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
     count, batch_mean, batch_var = (_wide(m) for m in moments)
     count = np.broadcast_to(count, var.shape)
     seen = (count > 0) & ((var >= epsilon) | (batch_var >= epsilon))

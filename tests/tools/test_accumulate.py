@@ -11,7 +11,9 @@ from jax import lax
 import jaxbn
 import jaxbn.linen
 import jaxbn.nnx
-from jaxbn._tools.accumulate import merge_into
+from jaxbn._core.merge import merge_into
+from jaxbn._models import linen_scopes
+from jaxbn._tools.layer_options import layer_options
 
 MOMENTUM = 0.9
 STEP = 100 + 3 * np.random.default_rng(0).normal(size=(4, 6, 3))  # [microbatches, examples, C]
@@ -116,8 +118,12 @@ def test_stacked_layers_with_a_count_each_are_committed_each_by_itself():
     stacked = jax.tree.map(lambda v: jnp.stack([v, v]), batch_stats)
     moments = jaxbn.zero_moments({"bn": stacked})
     moments["bn"] = {"count": moments["bn"]["count"].at[0].set(4.0), "mean": jnp.ones((2, 3)), "var": jnp.ones((2, 3))}
+    of_layers = {**stacked, "count": jnp.zeros(2, jnp.int32)}  # as older checkpoints have it
+    old = jaxbn.commit_moments({"bn": of_layers}, moments, momentum=None)["bn"]
+    np.testing.assert_array_equal(old["count"], [1, 0])
     new = jaxbn.commit_moments({"bn": stacked}, moments, momentum=None)["bn"]
-    np.testing.assert_array_equal(new["count"], [1, 0])
+    np.testing.assert_array_equal(old["mean"], new["mean"])
+    np.testing.assert_array_equal(new["count"], [[1, 1, 1], [0, 0, 0]])
     np.testing.assert_array_equal(new["mean"], [[1, 1, 1], [0, 0, 0]])
 
 
@@ -156,6 +162,124 @@ def test_array_references_hold_the_moments_of_an_nnx_module():
         step(layer, x)
     jaxbn.nnx.commit_moments(layer)
     assert_committed_whole(layer.mean[...], layer.var[...])
+
+
+def test_zero_moments_can_be_donated():
+    _, batch_stats = jaxbn.init(3)
+    donated = jax.jit(lambda moments: jax.tree.map(lambda v: v + 1, moments), donate_argnums=0)
+    new = donated(jaxbn.zero_moments({"a": batch_stats, "b": [batch_stats]}))
+    np.testing.assert_array_equal(new["b"][0]["var"], np.ones(3))
+
+
+def test_lists_and_tuples_hold_layers_as_dicts_do():
+    _, layer = jaxbn.init(2)
+    tree = {"blocks": [layer, {"sigma": jnp.ones(())}, ({"bn": layer}, layer)], "plain": [jnp.ones(2)]}
+    moments = jaxbn.zero_moments(tree)
+    zeros = {k: [0, 0] for k in ("count", "mean", "var")}
+    assert jax.tree.map(lambda v: v.tolist(), moments) == {"blocks": [zeros, {}, ({"bn": zeros}, zeros)]}
+    moments["blocks"][2][0]["bn"] = jaxbn.batch_moments(jnp.array([[1.0, 2.0]]))
+    new = jaxbn.commit_moments(tree, moments, momentum=0.5)
+    assert jax.tree.structure(new) == jax.tree.structure(tree)
+    np.testing.assert_array_equal(new["blocks"][2][0]["bn"]["mean"], [0.5, 1.0])
+    np.testing.assert_array_equal(new["blocks"][0]["mean"], [0, 0])
+    assert new["plain"][0] is tree["plain"][0]
+
+
+def test_each_layer_has_the_momentum_that_its_path_says():
+    _, layer = jaxbn.init(3)
+    stats = {"encoder": [layer, layer], "head": layer}
+    moments = jax.tree.map(lambda _: jaxbn.batch_moments(STEP[0])._asdict(), stats, is_leaf=lambda n: "mean" in n)
+    new = jaxbn.commit_moments(
+        stats, moments, momentum={"encoder/1": 0.9, "encoder/*": 0.5, "*": 0.0}, unbiased={"head": True, "*": False}
+    )
+    for layer, momentum, ddof in ((new["encoder"][0], 0.5, 0), (new["encoder"][1], 0.9, 0), (new["head"], 0.0, 1)):
+        np.testing.assert_allclose(layer["mean"], (1 - momentum) * STEP[0].mean(0), rtol=1e-5)
+        np.testing.assert_allclose(layer["var"], momentum + (1 - momentum) * STEP[0].var(0, ddof=ddof), rtol=1e-5)
+
+
+def test_the_modules_of_linen_say_their_momentum():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = jaxbn.linen.BatchNorm(not train, momentum=0.5, unbiased=True, name="first")(x)
+            x = nn.Dropout(0.5, deterministic=not train)(x)
+            last = nn.remat(jaxbn.linen.BatchNorm)
+            return last(not train, momentum=jaxbn.debiased(0.9), axis_name="devices", name="last")(x)
+
+    model = Net()
+    variables = model.init(jax.random.key(0), MICROBATCHES[0], False)
+
+    def forward(variables, x):
+        return model.apply(variables, x, True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+
+    options = layer_options(forward, variables, MICROBATCHES[0])
+    assert options["momentum"] == {"first": 0.5, "last": jaxbn.debiased(0.9)}
+    assert options["unbiased"] == {"first": True, "last": False}
+    moments = jax.tree.map(
+        lambda _: jaxbn.batch_moments(STEP[0])._asdict(), variables["batch_stats"], is_leaf=lambda n: "mean" in n
+    )
+    new = jaxbn.commit_moments(variables["batch_stats"], moments, **options)
+    np.testing.assert_allclose(new["first"]["var"], 0.5 + 0.5 * STEP[0].var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(new["last"]["mean"], STEP[0].mean(0), rtol=1e-5)
+    with pytest.raises(ValueError, match="must call a batch norm"):
+        layer_options(lambda v, x: x, variables, MICROBATCHES[0])
+
+
+def test_a_rule_that_does_not_fit_the_model_is_an_error():
+    _, layer = jaxbn.init(2)
+    stats = {"a": layer, "b": layer}
+    moments = jaxbn.zero_moments(stats)
+    with pytest.raises(ValueError, match=r"`momentum` by path .*\['a', 'b'\].*got \['a'\]: nothing for \['b'\]"):
+        jaxbn.commit_moments(stats, moments, momentum={"a": 0.9})
+    with pytest.raises(ValueError, match=r"`unbiased` by path .* nowhere \['c'\]"):
+        jaxbn.commit_moments(stats, moments, momentum=0.9, unbiased={"c": True, "*": False})
+
+
+class Stack(nn.Module):
+    """Two layers in one array, in training."""
+
+    axes: tuple = ("params", "batch_stats", "batch_moments")
+
+    @nn.compact
+    def __call__(self, x):
+        def body(module, x, _):
+            return jaxbn.linen.BatchNorm(use_running_average=False, name="bn")(x) * 2, None
+
+        return nn.scan(body, dict.fromkeys(self.axes, 0), split_rngs={"params": True}, length=2)(self, x, None)[0]
+
+
+def test_a_stack_accumulates_layer_by_layer():
+    variables = Stack().init(jax.random.key(0), MICROBATCHES[0])
+    given = {**variables, "batch_moments": jaxbn.zero_moments(variables["batch_stats"])}
+    for x in MICROBATCHES:
+        _, written = Stack().apply(given, x, mutable=["batch_stats", "batch_moments"])
+        given |= written
+    new = jaxbn.commit_moments(variables["batch_stats"], given["batch_moments"], momentum=MOMENTUM, unbiased=True)
+    assert_committed_whole(new["bn"]["mean"][0], new["bn"]["var"][0])
+    np.testing.assert_allclose(new["bn"]["mean"][1], np.zeros(3), atol=1e-5)
+    np.testing.assert_allclose(new["bn"]["var"][1], MOMENTUM + (1 - MOMENTUM) * 4 * np.ones(3) * 24 / 23, rtol=1e-4)
+
+
+def test_a_stack_without_the_entry_can_be_told():
+    class Telling(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            linen_scopes.check_moments_reach(self)
+            return x
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scan = nn.scan(lambda m, x, _: (Telling(name="bn")(x), None), {"batch_stats": 0}, length=2)
+            return scan(self, x, None)[0]
+
+    x, given = MICROBATCHES[0], {"batch_moments": {"bn": jaxbn.zero_moments(jaxbn.init(3)[1])}}
+    Outer().apply({}, x, mutable=["batch_stats", "batch_moments"])
+    Outer().apply({}, x, mutable=["batch_stats"])
+    Outer().apply({}, x)
+    for variables, mutable in ((given, ["batch_stats", "batch_moments"]), ({}, ["batch_moments"])):
+        with pytest.raises(ValueError, match=r"bn must be able .*`variable_axes` must have an entry 'batch_moments'"):
+            Outer().apply(variables, x, mutable=mutable)
 
 
 def test_wrong_trees_say_what_is_wrong():

@@ -88,6 +88,12 @@ def test_parameters_alone_are_an_error(variables):
         jaxbn.recalibrate(forward, state, [X])
 
 
+def test_an_nnx_forward_that_calls_no_batch_norm_is_an_error():
+    model = nnx.Sequential(jaxbn.nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"must call a batch norm of the model, such as layers/0, got no call of one"):
+        jaxbn.recalibrate(lambda model, x: x, model, [X])
+
+
 def test_progress_is_shown_on_request(variables, capsys):
     jaxbn.recalibrate(forward, variables, [X, X])
     assert capsys.readouterr().out == ""

@@ -47,3 +47,23 @@ def test_wrong_replicas_are_errors():
         jaxbn.merge_batch_stats([of_replica(x) for x in X[:2]], counts=jnp.ones(3))
     with pytest.raises(TypeError, match="`batch_stats` must be a dict"):
         jaxbn.merge_batch_stats([jnp.ones(3)])
+
+
+@pytest.mark.parametrize("counts", [[-1, 2], [0, 0], [np.nan, 1.0], [np.inf, 1.0], [True, True], "ab"])
+def test_counts_that_are_no_numbers_of_examples_are_errors(counts):
+    with pytest.raises(ValueError, match="numbers >= 0, finite and not all 0, got"):
+        jaxbn.merge_batch_stats([of_replica(x) for x in X[:2]], counts=np.array(counts))
+
+
+def test_a_replica_without_an_example_changes_nothing():
+    merged = jaxbn.merge_batch_stats([of_replica(x) for x in X[:2]], counts=np.array([10, 0]))
+    np.testing.assert_allclose(merged["mean"], np.float64(X[0]).mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(merged["var"], np.float64(X[0]).var(0), rtol=1e-5)
+
+
+def test_layers_in_lists_are_merged():
+    stacked = jax.vmap(of_replica)(jnp.asarray(X))
+    merged = jaxbn.merge_batch_stats({"blocks": [stacked, (stacked,)]})
+    np.testing.assert_array_equal(merged["blocks"][1][0]["var"], jaxbn.merge_batch_stats(stacked)["var"])
+    with pytest.raises(TypeError, match=r"got .* at blocks/1/sigma"):
+        jaxbn.merge_batch_stats({"blocks": [stacked, {"sigma": jnp.ones(3)}]})

@@ -113,6 +113,26 @@ def test_linen_and_nnx_say_the_same():
     assert rows[0].mean_distance == pytest.approx(np.abs(x.mean(0)).max() * math.sqrt(8), rel=1e-5)
 
 
+def test_each_layer_of_a_stack_has_a_row_where_it_is_asked_for():
+    params, stats = jax.tree.map(lambda v: jnp.stack([v, v]), jaxbn.init(3))
+    stats["var"] = stats["var"].at[1, 2].set(0)
+    model = {"params": {"bn": params}, "batch_stats": {"bn": stats}}
+    moments = {"bn": jaxbn.Moments(jnp.full((2, 3), 4.0), jnp.array([[0.0, 0, 0], [0, 1, 0]]), stats["var"])}
+    first, second = jaxbn.summary(model, moments, stacked=True)
+    assert (first.layer, first.num_features, first.dead, first.mean_distance) == ("bn[0]", 3, 0, 0)
+    assert (second.layer, second.num_features, second.dead, second.mean_distance) == ("bn[1]", 3, 1, 2)
+    (both,) = jaxbn.summary(model, moments)
+    assert (both.layer, both.num_features, both.dead, both.mean_distance) == ("bn", 6, 1, 2)
+
+
+@pytest.mark.parametrize("count", [7, [7, 7], [[7, 3, 0], [1, 2, 3]]])
+def test_updates_are_those_of_the_channel_with_the_most(count):
+    params, stats = jax.tree.map(lambda v: jnp.stack([v, v]), jaxbn.init(3))
+    model = {"params": params, "batch_stats": {**stats, "count": jnp.asarray(count)}}
+    assert [row.updates for row in jaxbn.summary(model)] == [7]
+    assert jaxbn.summary(model, stacked=True)[0].updates == 7
+
+
 def test_printed_it_is_a_table_of_all_layers(model):
     text = str(jaxbn.summary(model, {HEALTHY: moments_of(100, [2] * 5, [1] * 5)}))
     assert "healthy" in text

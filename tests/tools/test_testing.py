@@ -94,9 +94,115 @@ def test_a_gradient_that_differs_is_named():
         assert_split_invariant(Hidden(), X)
 
 
-def test_layers_inside_a_checkpoint_are_mentioned():
-    with pytest.raises(AssertionError, match=r"the output of Dense_0 is .* scan: .*CheckpointBlock_0/BatchNorm_0"):
+def test_a_layer_inside_a_linen_checkpoint_is_named():
+    with pytest.raises(AssertionError, match="the output of CheckpointBlock_0/BatchNorm_0 is the first"):
         assert_split_invariant(Linen(None, linen.remat), X)
+
+
+class Stack(linen.Module):
+    """The second norm of each step is local."""
+
+    @linen.compact
+    def __call__(self, x):
+        def body(module, x, _):
+            x = jaxbn.linen.BatchNorm(False, axis_name="batch", name="good")(linen.Dense(3, name="dense")(x))
+            return jaxbn.linen.BatchNorm(False, name="bad")(x), None
+
+        axes = {"params": 0, "batch_stats": 0}
+        return linen.scan(body, variable_axes=axes, split_rngs={"params": True}, length=2)(self, x, None)[0]
+
+
+def test_the_layer_and_the_step_inside_a_linen_scan_are_named():
+    with pytest.raises(AssertionError, match="the output of bad, step 1 is the first"):
+        assert_split_invariant(Stack(), X)
+
+
+class Wrapped(nnx.Module):
+    """The second norm is local, inside a transformation of nnx; `last` follows it outside."""
+
+    def __init__(self, wrap):
+        rngs = nnx.Rngs(0)
+        self.good = jaxbn.nnx.BatchNorm(3, axis_name="batch", rngs=rngs)
+        self.bad = jaxbn.nnx.BatchNorm(3, rngs=rngs)
+        self.last = nnx.Linear(3, 2, rngs=rngs)
+        self.wrap = wrap
+
+    def __call__(self, x):
+        return self.last(self.wrap(lambda self, x: self.bad(jnp.tanh(self.good(x))))(self, x))
+
+
+@pytest.mark.parametrize("wrap", [nnx.remat, nnx.jit, lambda f: f], ids=["remat", "jit", "plain"])
+def test_a_layer_inside_a_transformation_of_nnx_is_named(wrap):
+    with pytest.raises(AssertionError, match=r"the output of bad is the first"):
+        assert_split_invariant(Wrapped(wrap), X)
+
+
+def test_the_layer_and_the_step_inside_an_nnx_scan_are_named():
+    class Scanned(nnx.Module):
+        def __init__(self):
+            make = nnx.vmap(lambda rngs: jaxbn.nnx.BatchNorm(3, rngs=rngs), in_axes=0)
+            self.bn = make(nnx.Rngs(0).split(2))
+
+        def __call__(self, x):
+            return nnx.scan(lambda bn, x: bn(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.bn, x)
+
+    with pytest.raises(AssertionError, match="the output of bn, step 1 is the first"):
+        assert_split_invariant(Scanned(), X)
+
+
+def test_an_ensemble_inside_is_compared_along_the_axis_of_the_examples():
+    def ensemble(axis_name):
+        norm = linen.vmap(
+            jaxbn.linen.BatchNorm, in_axes=None, axis_size=3, variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+        )  # fmt: skip
+        return linen.Sequential([norm(False, axis_name=axis_name, name="norm")])
+
+    x = X.mean(1)
+    assert_split_invariant(ensemble("batch"), x)
+    with pytest.raises(AssertionError, match="the output of layers_0 is the first"):
+        assert_split_invariant(ensemble(None), x)
+
+
+def test_layers_that_cannot_be_looked_into_are_mentioned():
+    class Chosen(nnx.Module):
+        def __init__(self):
+            self.bad = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+            self.last = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            true = jnp.sum(x) > -jnp.inf
+            return self.last(nnx.cond(true, lambda self, x: self.bad(x), lambda self, x: x, self, x))
+
+    with pytest.raises(AssertionError, match=r"the output of last is .* inside a cond, while or shard_map: bad"):
+        assert_split_invariant(Chosen(), X)
+
+
+def test_a_layer_that_is_called_twice_says_which_call():
+    class Twice(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            dense = linen.Dense(3, name="dense")
+            x = dense(dense(x))
+            return dense(x + x.mean((0, 1), keepdims=True))
+
+    with pytest.raises(AssertionError, match="the output of dense, call 3 is the first"):
+        assert_split_invariant(Twice(), X)
+
+
+def test_flags_are_passed_and_paddings_have_no_gradients():
+    class Padded(linen.Module):
+        @linen.compact
+        def __call__(self, x, paddings, train, unused=None):
+            # A loop that stops when it wants has no reverse mode.
+            longest = jax.lax.while_loop(lambda s: s < paddings.min(), lambda s: s + 1, jnp.zeros(()))
+            mask = (paddings == longest)[:, :, None]
+            return jaxbn.linen.BatchNorm(axis_name="batch")(x, not train, mask=mask)
+
+    paddings = np.zeros(X.shape[:2], np.float32)
+    paddings[:, 3:] = 1
+    assert_split_invariant(Padded(), X, paddings, True)
+    assert_split_invariant(Padded(), X, paddings, True, None)
 
 
 def test_a_batch_that_cannot_be_split_is_an_error():

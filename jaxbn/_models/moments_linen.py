@@ -1,0 +1,108 @@
+"""The moments of what enters the batch norms of a linen model, taken from outside as they are called.
+
+They leave the model in its collections, for only these pass through nn.scan, nn.vmap and nn.remat: in 'batch_moments'
+where a layer can write it, else beside the running statistics, which every stack hands on, in 'batch_stats'.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.types import BatchStats, Moments
+from jaxbn._models import notes
+from jaxbn._models.linen_scopes import MOMENTS, hidden_from, why_hidden
+from jaxbn._models.tree import Path, get_at, moments_by_path, nodes, path_name, set_at
+from jaxbn._models.watch import Call
+from jaxbn._tools.accumulate import zero_moments
+
+ENTERED = "moments_of_input"
+"""The name of the variable in 'batch_stats' where 'batch_moments' is out of reach."""
+
+
+def watch_layer(call: Call) -> Any:
+    """A watcher: notes the moments of what enters each batch norm of Flax and ours, and which other layers ran."""
+    from flax import linen as nn
+
+    from jaxbn.linen import BatchNorm
+
+    module, noted = call.layer, notes.current()
+    assert noted is not None
+    if call.method == "__call__" and call.owner in (BatchNorm, nn.BatchNorm) and not module.is_initializing():
+        evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
+        evaluated = module.use_running_average if evaluated is None else evaluated
+        noted.calls.append((call.path, bool(evaluated)))
+        if not evaluated and not can_report(module):  # what follows would fail, and say less
+            raise ValueError(f"The batch norm {path_name(call.path)} cannot train here, got {why_hidden(module)}.")
+        # What jaxbn's module may write there itself is replaced: counted twice it would be wrong.
+        old = written(module)
+        y = call.run(*call.args, **call.kwargs)
+        x = call.args[0] if call.args else call.kwargs["x"]
+        new = notes.moments_of_input(module, x, call.kwargs.get("mask"))
+        hand_in(module, new, old, noted)
+        return y
+    y = call.run(*call.args, **call.kwargs)
+    if call.outermost and module.scope is not None:
+        for path in _places_of_statistics(module):
+            noted.lost.setdefault(
+                path,
+                f"the {call.owner.__name__} that keeps its statistics calls no batch norm of Flax or jaxbn that could "
+                "be watched; it can hand its moments in itself: jaxbn.report_moments(self, moments)",
+            )
+    return y
+
+
+def can_report(module: Any) -> bool:
+    """Whether the module can write one of the collections in which moments leave the model."""
+    return not (hidden_from(module, MOMENTS) and hidden_from(module, "batch_stats"))
+
+
+def hand_in(module: Any, new: Moments, old: Moments | None, noted: notes.Notes) -> None:
+    """Writes the moments of `old` and `new` where they leave the model, or notes why they cannot."""
+    if not can_report(module):
+        noted.lost[module.path] = why_hidden(module)
+        return
+    noted.reported.add(module.path)
+    if old is None:
+        old = zeros_of_layer(jnp.asarray(new.mean))
+    moments = notes.add(old, new)
+    if hidden_from(module, MOMENTS):
+        module.put_variable("batch_stats", ENTERED, moments)
+    else:
+        for name, value in moments._asdict().items():
+            module.put_variable(MOMENTS, name, value)
+
+
+def written(module: Any) -> Moments | None:
+    """The moments of the calls of this layer so far."""
+    if hidden_from(module, MOMENTS):
+        return module.get_variable("batch_stats", ENTERED)
+    fields = [module.get_variable(MOMENTS, name) for name in Moments._fields]
+    return None if fields[0] is None else Moments(*fields)
+
+
+def found_in(updates: Mapping[str, Any]) -> dict[Path, Moments]:
+    """The moments in the collections that `apply` returned."""
+    beside = nodes(updates.get("batch_stats", {}), lambda node: isinstance(node, Moments))
+    entered = {path[:-1]: moments for path, moments in beside.items() if path[-1:] == (ENTERED,)}
+    collected = moments_by_path(updates.get(MOMENTS, {}))
+    both = {path: notes.add(entered[path], collected[path]) for path in set(entered) & set(collected)}
+    return entered | collected | both
+
+
+def with_zeros(variables: Mapping[str, Any], stats: Mapping[Path, BatchStats]) -> dict[str, Any]:
+    """The variables with moments of no example in both collections: what is in the carry of a scan is there from the
+    start."""
+    given = {**variables, MOMENTS: zero_moments(variables["batch_stats"])}
+    for path, s in stats.items():
+        layer = {**get_at(variables["batch_stats"], path), ENTERED: zeros_of_layer(s["mean"])}
+        given = set_at(given, ("batch_stats", *path), layer)
+    return given
+
+
+def _places_of_statistics(module: Any) -> list[Path]:
+    """Where the module itself, and no layer inside it, has used a running mean in this trace."""
+    used = {name for name, kinds in module.scope.reservations.items() if "batch_stats" in kinds}
+    places = [(*module.path, name) for name in used - {"mean", "var"}]
+    return [module.path, *places] if {"mean", "var"} <= used else places

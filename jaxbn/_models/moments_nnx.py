@@ -1,0 +1,113 @@
+"""The moments of what enters the batch norms of an nnx model, taken from outside as they are called.
+
+The layers of a copy of the model keep them in a variable of their own, which goes through the transformations of nnx as
+the running statistics do.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from flax import nnx
+
+from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.types import BatchStats, Moments
+from jaxbn._models import notes
+from jaxbn._models.tree import Path
+from jaxbn._models.watch import Call, modules_of, watch_nnx
+from jaxbn.nnx import BatchNorm
+
+
+class Entered(nnx.BatchStat):
+    """The count, mean or variance, [C], of what has entered a layer."""
+
+
+def watched_copy(model: nnx.Module, stats: dict[Path, BatchStats]) -> nnx.Module:
+    """A copy whose layers with running statistics note the moments of what enters them."""
+
+    def base(path: Path, module: Any) -> type | None:
+        if path not in stats:
+            return None
+        return next((c for c in (BatchNorm, nnx.BatchNorm) if isinstance(module, c)), type(module))
+
+    copy = watch_nnx(model, _watch_layer, base)
+    for path, module in modules_of(copy).items():
+        if path in stats:
+            zeros = zeros_of_layer(stats[path]["mean"])._asdict()
+            module._jaxbn_entered = nnx.data({name: Entered(zero) for name, zero in zeros.items()})
+    return copy
+
+
+def _watch_layer(call: Call) -> Any:
+    noted = notes.current()
+    assert noted is not None
+    if call.owner in (BatchNorm, nnx.BatchNorm):
+        evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
+        evaluated = call.layer.use_running_average if evaluated is None else evaluated
+        noted.calls.append((call.path, bool(evaluated)))
+        x = call.args[0] if call.args else call.kwargs["x"]
+        y = call.run(*call.args, **call.kwargs)
+        hand_in(call.layer, notes.moments_of_input(call.layer, x, call.kwargs.get("mask")))
+        return y
+    y = call.run(*call.args, **call.kwargs)
+    noted.lost.setdefault(
+        call.path,
+        f"the {call.owner.__name__} that keeps its statistics calls no batch norm of Flax or jaxbn that could be "
+        "watched; it can hand its moments in itself: jaxbn.report_moments(self, moments)",
+    )
+    return y
+
+
+def hand_in(layer: Any, new: Moments) -> bool:
+    """Adds the moments to those of the layer, where it is watched."""
+    noted = notes.current()
+    if noted is None or not hasattr(layer, "_jaxbn_entered"):
+        return False
+    noted.reported.add(layer._jaxbn_watch.path)
+    for name, value in notes.add(_entered(layer), new)._asdict().items():
+        layer._jaxbn_entered[name].set_value(value)
+    return True
+
+
+def moments_in(model: nnx.Module) -> dict[Path, Moments]:
+    """What has entered the layers of a watched copy that were reached."""
+    noted = notes.current()
+    assert noted is not None
+    return {path: _entered(m) for path, m in modules_of(model).items() if path in noted.reported}
+
+
+def with_stats(state: nnx.State, stats: dict[Path, BatchStats]) -> nnx.State:
+    """The state with other running statistics."""
+    return with_values(state, {(*path, name): value for path, s in stats.items() for name, value in s.items()})
+
+
+def with_values(state: nnx.State, values: dict[Path, Any]) -> nnx.State:
+    """The state with other values of the variables at those paths."""
+    flat = dict(nnx.to_flat_state(state))
+    return nnx.from_flat_state(flat | {path: flat[path].replace(value) for path, value in values.items()})
+
+
+def changes(before: nnx.State, after: nnx.State, statistics: Collection[Path]) -> nnx.State:
+    """What goes on to the next batch: the state that `forward` has changed, but for statistics and moments.
+
+    The parameters are not among it: handed through `jit`, they would be copied for every batch.
+    """
+    old = dict(nnx.to_flat_state(before))
+    return nnx.from_flat_state(
+        {
+            path: variable
+            for path, variable in nnx.to_flat_state(after)
+            if path in old
+            and not isinstance(variable, Entered)
+            and path[:-1] not in statistics
+            and variable.get_value() is not old[path].get_value()
+        }
+    )
+
+
+def changed(state: nnx.State, new: nnx.State) -> nnx.State:
+    """The state with the variables of `new` in the place of its own."""
+    return nnx.from_flat_state(dict(nnx.to_flat_state(state)) | dict(nnx.to_flat_state(new)))
+
+
+def _entered(layer: Any) -> Moments:
+    return Moments(**{name: variable.get_value() for name, variable in layer._jaxbn_entered.items()})

@@ -1,0 +1,74 @@
+"""What is noted while a model is watched for the moments of what enters its batch norms."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxbn._core.batch_norm import batch_moments
+from jaxbn._core.merge import merge_into
+from jaxbn._core.types import Moments
+from jaxbn._models.tree import Path
+
+
+class Notes:
+    """Of the traces of a `forward`; plain Python, for the arrays may belong to an inner trace."""
+
+    def __init__(self):
+        self.reported: set[Path] = set()
+        """layers whose moments are in the state of the model"""
+        self.lost: dict[Path, str] = {}
+        """layers that ran, and whose moments are not: the reason"""
+        self.calls: list[tuple[Path, bool]] = []
+        """the calls of batch norms in their order: path, and whether the running statistics normalized"""
+
+    def clear(self) -> None:
+        """Begins another trace. What was reported stays so: a part of the model may come from a cache of traces."""
+        self.lost.clear()
+        self.calls.clear()
+
+
+_NOTES: ContextVar[Notes | None] = ContextVar("notes", default=None)
+
+
+@contextlib.contextmanager
+def taking(notes: Notes) -> Iterator[None]:
+    """While this context is entered, `current()` are these notes."""
+    token = _NOTES.set(notes)
+    try:
+        yield
+    finally:
+        _NOTES.reset(token)
+
+
+def current() -> Notes | None:
+    """Those of the look that is under way in this thread."""
+    return _NOTES.get()
+
+
+def moments_of_input(layer: Any, x: jax.Array, mask: jax.Array | None) -> Moments:
+    """The moments of what enters a batch norm, over all devices, where it is run over several.
+
+    In evaluation a batch norm does not ask whether its `axis_name` is bound, and neither does this.
+    """
+    names = layer.axis_name
+    names = () if names is None else (names,) if isinstance(names, str) or not isinstance(names, Iterable) else names
+    bound = tuple(name for name in names if _is_bound(name))
+    return batch_moments(jnp.asarray(x), axis=layer.axis, mask=mask, axis_name=bound or None)
+
+
+def _is_bound(name: Any) -> bool:
+    try:
+        lax.axis_size(name)
+    except NameError:
+        return False
+    return True
+
+
+def add(old: Moments, new: Moments) -> Moments:
+    """Both, [C] each; complex where the new ones are."""
+    return merge_into(old._replace(mean=old.mean.astype(jnp.promote_types(old.mean.dtype, new.mean.dtype))), new)

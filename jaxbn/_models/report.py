@@ -1,0 +1,78 @@
+"""How a module that is no batch norm itself hands in the moments with which it normalized."""
+
+import sys
+from typing import Any
+
+from jaxbn._core.types import Moments
+from jaxbn._models import notes
+
+
+def report_moments(module: Any, moments: Moments) -> bool:
+    """Hands in the moments of a batch, from inside a module of linen or nnx that normalizes with functions.
+
+    A module that calls `jaxbn.batch_norm`, or a formula of its own, and keeps 'mean' and 'var' in `batch_stats` is
+    found by `jaxbn.recalibrate`, `jaxbn.collect_moments` and accumulation, and with this line they work on it. The
+    batch norms of Flax and jaxbn need nothing of the kind.
+
+    Args:
+      module: the module itself, which has variables (linen: in the collection 'batch_stats'; nnx: `nnx.BatchStat`)
+        'mean' [C] and 'var' [C].
+      moments: `jaxbn.Moments` of what entered it, over all devices, with count [] or [C], mean [C] and var [C].
+
+    Returns:
+      Whether somebody takes them. Then the module leaves its running statistics as they are.
+
+    Raises:
+      TypeError: `module` is no module of linen or nnx, or `moments` are none.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxbn
+      >>> from jaxbn import report_moments
+      >>> class Norm(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x, train):
+      ...         params, stats = jaxbn.init(x.shape[-1])
+      ...         stats = {k: self.variable("batch_stats", k, lambda v=v: v) for k, v in stats.items()}
+      ...         old = {k: v.value for k, v in stats.items()}
+      ...         moments = jaxbn.batch_moments(x)
+      ...         taken = report_moments(self, moments)
+      ...         if not train:
+      ...             return jaxbn.normalize(params, x, old["mean"], old["var"])
+      ...         if not taken and not self.is_initializing():
+      ...             for k, v in jaxbn.update_batch_stats(old, moments, momentum=0.99).items():
+      ...                 stats[k].value = v
+      ...         return jaxbn.normalize(params, x, moments.mean, moments.var)
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> variables = Norm().init(jax.random.key(0), x, True)
+      >>> def forward(variables, x):
+      ...     return Norm().apply(variables, x, True, mutable=["batch_moments", "batch_stats"])
+      >>> jaxbn.recalibrate(forward, variables, [x])["batch_stats"]["mean"].tolist()
+      [2.0]
+    """
+    if not isinstance(moments, Moments):
+        raise TypeError(f"`moments` must be jaxbn.Moments(count, mean, var), got {type(moments).__name__}.")
+    linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
+    if linen is not None and isinstance(module, linen.Module):
+        return _of_linen(module, moments)
+    if nnx is not None and isinstance(module, nnx.Module):
+        from jaxbn._models.moments_nnx import hand_in
+
+        return hand_in(module, moments)
+    raise TypeError(f"`module` must be a flax.linen.Module or a flax.nnx.Module, got {type(module).__name__}.")
+
+
+def _of_linen(module: Any, moments: Moments) -> bool:
+    from jaxbn._models import moments_linen
+    from jaxbn._models.linen_scopes import MOMENTS, check_moments_reach, hidden_from
+
+    noted = notes.current()
+    if module.is_initializing():
+        return False
+    if noted is None:
+        check_moments_reach(module)
+        given = module.has_variable(MOMENTS, "count")
+        if hidden_from(module, MOMENTS) or not (given or hidden_from(module, "batch_stats")):
+            return False
+        noted = notes.Notes()
+    moments_linen.hand_in(module, moments, moments_linen.written(module), noted)
+    return True
