@@ -26,7 +26,7 @@ class BatchNorm(nn.Module):
 
     Where it differs from `flax.linen.BatchNorm`:
       - Accuracy: the variance is taken about a pivot, in one pass too, and always in at least float32. Flax's default
-        loses it where the mean is large (20 % at 1000 standard deviations), and `force_float32_reductions=False` sums
+        loses it where the mean is large (23 % at 1000 standard deviations), and `force_float32_reductions=False` sums
         in half precision; here the field decides the dtype of the running statistics and nothing else.
       - Devices: masked batches merge by their counts; a device without an example changes nothing.
       - `mask` may be weights, and what stands under it (NaN too) reaches no output, statistic or gradient.

@@ -20,16 +20,16 @@ BatchStats = dict[str, jax.Array]
 class Moments(NamedTuple):
     """Count, mean and variance of any set of examples: the one value that batch norm passes around.
 
-    Two `Moments` merge exactly into those of the union of their sets (`jaxbn.merge_moments`); those of an empty set
-    (`count` 0) change nothing.
+    Two `Moments` merge exactly into those of the union of their sets (`jaxbn.merge_moments`). Those of an empty set,
+    whose `count` is 0, change nothing.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
-    """[] or [C] float, number of values a channel (the sum of the weights where there are weights), >= 0."""
+    """[] or [C] float, the number of values per channel, or the sum of their weights; >= 0."""
     mean: jax.Array
     """[C] float or complex, in the unit of the data."""
     var: jax.Array
-    """[C] float, biased (divided by `count`), in the squared unit of the data, >= 0."""
+    """[C] float, biased (divided by `count`), in the squared unit of the data; >= 0."""
 
 
 class Reduction(NamedTuple):

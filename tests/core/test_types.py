@@ -1,4 +1,4 @@
-"""What a type checker sees: a script of a user with NumPy arrays, in strict mode, and the types of all that is public."""
+"""What a type checker sees of a user's script with NumPy arrays, in strict mode."""
 
 import json
 import shutil
