@@ -32,7 +32,7 @@ def load_digits(seed: int = 0, test_fraction: float = 0.2) -> Dataset:
       test_fraction: share of each class that is kept for the test, in (0, 1).
     """
     x, y = datasets.load_digits(return_X_y=True)
-    return split(x.reshape(-1, 8, 8, 1), y, tuple("0123456789"), seed, test_fraction)
+    return split(x.reshape(-1, 8, 8, 1), np.asarray(y), tuple("0123456789"), seed, test_fraction)
 
 
 def load_folder(

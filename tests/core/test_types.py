@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-USER = '''
+USER = """
 import jax
 import numpy as np
 from flax import nnx
@@ -38,8 +38,8 @@ y = jaxbn.normalize(made, x, stats["mean"], stats["var"], activation=jax.nn.silu
 
 linen_layer = BatchNorm(use_running_average=False, momentum=None, activation=jax.nn.relu)
 nnx_layer = NNXBatchNorm(3, momentum=jaxbn.debiased(0.9), rngs=nnx.Rngs(0))
-'''
-WRONG = '''
+"""
+WRONG = """
 import numpy as np
 
 import jaxbn
@@ -50,7 +50,7 @@ jaxbn.batch_norm(params, batch_stats, x)
 jaxbn.batch_norm(params, batch_stats, x, use_running_average="no")
 jaxbn.batch_norm(params, batch_stats, x, use_running_average=False, momentun=0.9)
 jaxbn.normalize(params, x, x, x, mask=x)
-'''
+"""
 
 pytestmark = [
     pytest.mark.slow,
