@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype, Initializer
 from jax.nn import initializers
+from jax.typing import ArrayLike
 
 from jaxbn._core import checks
 from jaxbn._core.axes import feature_axes, feature_shape
@@ -99,11 +100,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: ArrayLike,
         use_running_average: bool | None = None,
         *,
-        mask: jax.Array | None = None,
-        residual: jax.Array | None = None,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x` with the statistics of the batch, or with the running ones.
 

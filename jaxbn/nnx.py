@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
+from jax.typing import ArrayLike
 
 from jaxbn._core import checks
 from jaxbn._core.batch_norm import step
@@ -151,11 +152,11 @@ class BatchNorm(nnx.BatchNorm):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: ArrayLike,
         use_running_average: bool | None = None,
         *,
-        mask: jax.Array | None = None,
-        residual: jax.Array | None = None,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
     ) -> jax.Array:
         """Normalizes `x` with the statistics of the batch, or with the running ones.
 

@@ -38,6 +38,7 @@ y = jaxbn.normalize(made, x, stats["mean"], stats["var"], activation=jax.nn.silu
 
 linen_layer = BatchNorm(use_running_average=False, momentum=None, activation=jax.nn.relu)
 nnx_layer = NNXBatchNorm(3, momentum=jaxbn.debiased(0.9), rngs=nnx.Rngs(0))
+array = nnx_layer(x, mask=mask, residual=x)
 """
 WRONG = """
 import numpy as np
