@@ -114,7 +114,9 @@ class BatchNorm(nnx.BatchNorm):
         activation: Activation | None = None,
     ):
         shape = num_features if isinstance(num_features, tuple) else (num_features,)
-        given = types.SimpleNamespace(dtype=dtype, param_dtype=param_dtype, use_bias=use_bias, use_scale=use_scale)
+        given = types.SimpleNamespace(
+            dtype=dtype, param_dtype=param_dtype, use_bias=use_bias, use_scale=use_scale, momentum=momentum
+        )
         checks.check_module(given)
         is_complex = jnp.issubdtype(param_dtype, jnp.complexfloating)
         _, batch_stats = init(

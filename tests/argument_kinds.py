@@ -56,6 +56,7 @@ NUMBER = ["1e-5", None, [1e-5], np.ones(3, np.float32), NAN, INF, -INF, True, 1j
 
 KINDS: dict[str, Kind] = {
     "flag": FLAG,
+    "flag that must be True": Kind([*FLAG.wrong, False], [True]),
     "epsilon": Kind([*NUMBER, -1e-5, -1], [0, 0.0, 1, 1e-5, np.float32(1e-3), np.float64(1e-3)]),
     "momentum": Kind(
         [

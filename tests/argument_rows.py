@@ -1,38 +1,30 @@
-"""Every public function and module, how it is called, and the kind (`tests.argument_kinds`) of each argument."""
+"""Every public function and module, and the kind (`tests.argument_kinds`) of each of its arguments."""
 
-import os
-import tempfile
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import flax.linen
-import jax
 import numpy as np
 from flax import nnx
 
 import jaxbn
-import jaxbn.linen
 import jaxbn.nnx
-import jaxbn.testing
 from jaxbn import interop
+from tests.argument_calls import (
+    DENSE,
+    FOLDED,
+    KERNEL,
+    MODEL,
+    SPLIT,
+    VARIABLES,
+    Row,
+    batch_norm,
+    fold,
+    forward,
+    linen,
+    merge_moments,
+    nnx_commit,
+    nnx_layer,
+    saved,
+    split_invariant,
+)
 from tests.argument_kinds import COUNTED, MOMENTS, PARAMS, STATS, X
-
-KERNEL = {"kernel": np.ones((3, 3), np.float32), "bias": np.ones(3, np.float32)}
-VARIABLES = {"params": PARAMS, "batch_stats": STATS}
-DENSE = {"params": {"fc": {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(2, np.float32)}}, "batch_stats": {}}
-
-
-class Row(NamedTuple):
-    """One function, or one class with its call."""
-
-    name: str
-    call: Callable
-    """called with all of `arguments` by name"""
-    arguments: dict[str, Any]
-    """what is right for each that has to be given"""
-    kinds: dict[str, str]
-    """the kind of each argument; those of Flax itself ('rngs') need none"""
-
 
 AFFINE = {"axis": "axis", "epsilon": "epsilon", "dtype": "dtype", "activation": "activation", "residual": "residual"}
 BATCH = {
@@ -51,60 +43,6 @@ LAYER = {
 OF_STEP = {**LAYER, "params": "params", "batch_stats": "batch_stats", "x": "x", "use_running_average": "flag"}
 TRANSFER = {"model": "model", "names": "names", "prefix": "prefix", "layouts": "layouts"}
 
-
-def batch_norm(params, batch_stats, x, **options):
-    return jaxbn.batch_norm(params, batch_stats, x, **options)
-
-
-def forward(variables, x):
-    return jaxbn.normalize_batch(variables["params"], variables["batch_stats"], x)
-
-
-CALL = ("x", "use_running_average", "mask", "residual")
-
-
-def linen(**given):
-    """A module with these fields, applied with `CALL`'s."""
-    call = {name: given.pop(name) for name in CALL if name in given}
-    module = jaxbn.linen.BatchNorm(**given)
-    return module.apply(VARIABLES, call.pop("x"), mutable=["batch_stats"], **call)
-
-
-def nnx_layer(**given):
-    """A module with these arguments, called with `CALL`'s."""
-    call = {name: given.pop(name) for name in CALL if name in given}
-    return jaxbn.nnx.BatchNorm(**given, rngs=nnx.Rngs(0))(call.pop("x"), **call)
-
-
-def nnx_commit(model):
-    """Ends what began for a model that is one."""
-    if isinstance(model, nnx.Module):
-        jaxbn.nnx.zero_moments(model)
-    return jaxbn.nnx.commit_moments(model)
-
-
-def split_invariant(model, x, **options):
-    return jaxbn.testing.assert_split_invariant(model, x, **options)
-
-
-def saved(path, arrays):
-    """In a folder that is thrown away, where the path is a name."""
-    with tempfile.TemporaryDirectory() as folder:
-        interop.save(os.path.join(folder, path) if isinstance(path, str) else path, arrays)
-
-
-def fold(model, pairs=None):
-    """With what a linen model evaluates with."""
-    return jaxbn.fold(model, FOLDED, X, pairs=pairs)
-
-
-def merge_moments(moments):
-    return jaxbn.merge_moments(MOMENTS, moments)
-
-
-MODEL = flax.linen.Sequential([flax.linen.Dense(3), jaxbn.linen.BatchNorm(use_running_average=True)])
-FOLDED = MODEL.init(jax.random.key(0), X)
-SPLIT = jaxbn.linen.BatchNorm(False, axis_name="batch")
 
 ROWS = [
     Row("jaxbn.batch_norm", batch_norm, {**VARIABLES, "x": X, "use_running_average": False}, OF_STEP),
@@ -249,7 +187,11 @@ ROWS = [
         "jaxbn.interop.to_torch_options",
         interop.to_torch_options,
         {"unbiased": True},
-        {"momentum": "torch momentum", "epsilon": "epsilon"},
+        {
+            "momentum": "torch momentum",
+            "epsilon": "epsilon",
+            **dict.fromkeys(("unbiased", "use_scale", "use_bias"), "flag that must be True"),
+        },
     ),
     Row(
         "jaxbn.linen.BatchNorm",

@@ -45,7 +45,9 @@ def check_activation(activation: Activation | None, dtype) -> Callable[[jax.Arra
 def _check_elementwise(activation: Callable, dtype) -> None:
     x = jax.ShapeDtypeStruct((2, 3), dtype)
     try:
-        jaxpr, result = jax.make_jaxpr(activation, return_shape=True)(x)
+        jaxpr, result = jax.make_jaxpr(lambda x: activation(x), return_shape=True)(
+            x
+        )  # a NumPy ufunc itself would end the process
     except Exception as error:
         raise TypeError(
             f"`activation` must be a function of a jax array, got {activation!r}, which fails on "
@@ -54,6 +56,10 @@ def _check_elementwise(activation: Callable, dtype) -> None:
     if getattr(result, "shape", None) != x.shape:
         raise ValueError(
             f"`activation` must be elementwise, giving the shape that it is given, {list(x.shape)}, got {result}."
+        )
+    if not jnp.issubdtype(result.dtype, jnp.inexact):
+        raise TypeError(
+            f"`activation` must give floating or complex values, got {result.dtype.name} from {activation!r}."
         )
     mixing = sorted(name for name in _primitives(jaxpr.jaxpr) if name.startswith(MIXES) and name != "reduce_precision")
     if mixing:

@@ -226,14 +226,17 @@ def check_momentum(momentum, batch_stats) -> Any:
 @functools.lru_cache(maxsize=64)
 def _check_schedule(momentum) -> None:
     """A callable of a count [] int32 that gives a weight [] in [0, 1], as far as its first values tell."""
+    try:
+        # Not the callable itself: a NumPy ufunc among what JAX has cached ends the process.
+        jax.eval_shape(lambda count: momentum(count), jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:
+        raise TypeError(
+            f"`momentum` must be a function of a traced count [] int32, got {momentum!r}, which fails: "
+            f"{type(error).__name__}: {str(error)[:200]}"
+        ) from error
     for count in (0, 1):
         with jax.ensure_compile_time_eval():
-            try:
-                value = momentum(jnp.asarray(count, jnp.int32))
-            except Exception as error:
-                raise TypeError(
-                    f"`momentum` must be a callable of a count [] int32, got one that fails at {count}: {error!r}."
-                ) from error
+            value = momentum(jnp.asarray(count, jnp.int32))
         rule = "`momentum`, the weight of the old value, must be in [0, 1], a number or a callable that gives one"
         if not isinstance(value, float | int | np.generic | np.ndarray | jax.Array):
             raise TypeError(f"{rule}, got {value!r} from {momentum!r} at a count of {count}.")
@@ -277,16 +280,18 @@ def check_module(module) -> None:
             check_static_bool(getattr(module, name), name)
     for name in ("dtype", "param_dtype"):
         check_dtype(getattr(module, name), name)
+    if callable(module.momentum):
+        _check_schedule(module.momentum)
 
 
 def check_dtype(dtype, name: str) -> None:
     """A floating or complex dtype, or None."""
     try:
-        known = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
+        found = jnp.dtype(jnp.float32 if dtype is None else dtype)
     except TypeError:
-        known = False
-    if not known:
-        raise TypeError(f"`{name}` must be a floating or complex dtype, got {dtype!r}.")
+        raise TypeError(f"`{name}` must be a floating or complex dtype, got {dtype!r}.") from None
+    if not jnp.issubdtype(found, jnp.inexact):
+        raise TypeError(f"`{name}` must be floating or complex, got {found.name}.")
 
 
 def check_virtual_batch_size(size, names: tuple[str, ...], x: jax.Array, axes: tuple[int, ...]) -> int | None:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def check_axis_name(axis_name: AxisName | None, *, bound: bool = True) -> tuple[
     if axis_name is None:
         return ()
     names = (axis_name,) if isinstance(axis_name, str) or not isinstance(axis_name, Iterable) else tuple(axis_name)
-    if not all(isinstance(name, str) for name in names):
+    if isinstance(axis_name, Mapping) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"`axis_name` must be a string or a sequence of strings, got {axis_name!r}.")
     if len(set(names)) != len(names):
         raise ValueError(f"`axis_name` must name each axis once, got {axis_name!r}.")

@@ -20,8 +20,9 @@ import jaxbn.linen
 import jaxbn.nnx
 import jaxbn.testing
 from jaxbn import interop
+from tests.argument_calls import Row
 from tests.argument_kinds import KINDS, Traced
-from tests.argument_rows import ROWS, Row
+from tests.argument_rows import ROWS
 
 CHECKED = [(row, argument) for row in ROWS for argument in row.kinds]
 EXEMPT = {
@@ -73,6 +74,8 @@ def outcomes(index: int) -> list[tuple[str, str]]:
 def shown(value) -> str:
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype}{list(value.shape)}"
+    if inspect.isfunction(value):
+        return f"{value.__name__} of line {value.__code__.co_firstlineno} of {value.__code__.co_filename}"
     return " ".join(repr(value).split())[:80]
 
 

@@ -17,9 +17,11 @@ SWITCHES = {
     "jax_debug_infs": True,
     "jax_disable_jit": True,
     "jax_check_tracer_leaks": True,
-    "jax_enable_checks": True,
     "jax_transfer_guard": "disallow",
     "jax_enable_x64": True,
+}
+RARER = {
+    "jax_enable_checks": True,
     "jax_default_matmul_precision": "bfloat16",
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
@@ -41,11 +43,11 @@ def switched(**values):
             jax.config.update(name, value)
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("name", [*SWITCHES, *(pytest.param(name, marks=pytest.mark.slow) for name in RARER)])
 def test_the_core_holds_under(name):
     if name in ("jax_check_tracer_leaks", "jax_enable_checks"):
         jax.clear_caches()  # what is traced already is not looked at
-    with switched(**{name: SWITCHES[name]}):
+    with switched(**{name: (SWITCHES | RARER)[name]}):
         basic_check.check_all(poison=np.inf if name == "jax_debug_infs" else np.nan)
 
 
@@ -84,9 +86,11 @@ def test_the_core_holds_in_threads():
             call.result()
 
 
-@pytest.mark.parametrize(
-    "variables", [{"JAX_ENABLE_X64": "1"}, {"JAXBN_TUNING": "off"}, {"JAX_DEBUG_NANS": "1"}], ids=str
-)
+ENVIRONMENTS = [{"JAXBN_TUNING": "off"}, {"JAX_ENABLE_X64": "1"}, {"JAX_DEBUG_NANS": "1"}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", ENVIRONMENTS, ids=str)
 def test_the_core_holds_in_a_process_of_its_own(variables):
     environment = {**os.environ, **variables}
     run = subprocess.run(
