@@ -13,21 +13,29 @@
 those of Keras.
 """
 
-from jaxbn.interop.files import load, save
+from jaxbn.interop.files import FileError, load, save
+from jaxbn.interop.found import find_layouts
 from jaxbn.interop.layout import AfterFlatten, ConvTranspose, Depthwise
+from jaxbn.interop.names import TIMM_MOBILENET_V2, TORCHVISION_MOBILENET_V2, TORCHVISION_RESNET
 from jaxbn.interop.options import KERAS, PYTORCH, from_torch_options, to_torch_options
-from jaxbn.interop.weights import from_keras, from_torch, to_keras, to_torch
+from jaxbn.interop.weights import from_keras, from_torch, match_names, to_keras, to_torch
 
 __all__ = [
     "KERAS",
     "PYTORCH",
+    "TIMM_MOBILENET_V2",
+    "TORCHVISION_MOBILENET_V2",
+    "TORCHVISION_RESNET",
     "AfterFlatten",
     "ConvTranspose",
     "Depthwise",
+    "FileError",
+    "find_layouts",
     "from_keras",
     "from_torch",
     "from_torch_options",
     "load",
+    "match_names",
     "save",
     "to_keras",
     "to_torch",

@@ -1,20 +1,38 @@
 """Files of named arrays: `.npz` and safetensors. Neither can run code, and nothing is ever unpickled."""
 
-import zipfile
-from collections.abc import Mapping
+import os
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxbn._tools import optional
+from jaxbn.interop import npz, safetensors
+from jaxbn.interop.arrays import as_array
+
+SMALL = 2**28
+"""bytes that any file may grow to"""
 
 
-def load(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` or `.safetensors` file by their names.
+class FileError(ValueError):
+    """A file that `interop.load` does not take, or names that `interop.save` cannot write."""
+
+
+def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` or `.safetensors` file by their names, in the dtypes in which they were saved.
+
+    Nothing but arrays is taken, and memory only after its size was checked: a file may come from anywhere.
+
+    Args:
+      path: of the file.
+      max_bytes: the most that its arrays may take in memory. None: 256 MiB or four times the size of the file, the
+        larger, so that only what is compressed far more than weights are needs a number.
 
     Raises:
-      ValueError: the file is of another kind, damaged, or holds Python objects.
-      ImportError: safetensors is not installed.
+      FileError: the file is of another kind, damaged, or larger than `max_bytes`, or holds anything but arrays of
+        dtypes that JAX has.
+      OSError: there is no such file, or it may not be read.
 
     Example:
       >>> import os, tempfile, numpy as np
@@ -24,38 +42,71 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
       >>> interop.load(path)["fc.weight"].shape
       (2, 3)
     """
-    path = Path(path)
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        if path.suffix == ".safetensors":
-            return optional.load("safetensors.numpy", "Reading a .safetensors file").load(path.read_bytes())
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        raise
-    raise ValueError(
-        f"`path` must end in .npz or .safetensors, got {path.name!r}; jaxbn never unpickles. From PyTorch: "
-        "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
-    )
+    path = _with_suffix(path)
+    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):
+        raise ValueError(f"`max_bytes` must be a number of bytes or None, got {max_bytes!r}.")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        limit = max(SMALL, 4 * size) if max_bytes is None else max_bytes
+        try:
+            return npz.read(file, limit) if path.suffix == ".npz" else safetensors.read(file, size, limit)
+        except Exception as error:  # what a damaged file raises is of many kinds
+            why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise FileError(f"{path} cannot be read: {why}.") from error
 
 
-def save(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+def save(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Writes named arrays to a `.npz` or `.safetensors` file, for `jaxbn.interop.load`, NumPy or PyTorch to read.
 
+    The file is written beside and then renamed: whatever fails, a full disk too, leaves an old file as it was.
+
+    Args:
+      path: of the file; its ending says its kind.
+      arrays: name -> array of any dtype of JAX, or tensor of PyTorch. What NumPy has no name for (bfloat16, float8,
+        int4) stands in a `.npz` as one field of raw bits under the name of the dtype; what safetensors has no name for
+        (complex128, int4) as bytes, with the dtype in its metadata.
+
     Raises:
-      ValueError: the file is to be of another kind.
-      ImportError: safetensors is not installed.
+      FileError: the file is to be of another kind, or a name cannot stand in it.
+      TypeError: a name is no string, or a value no array.
+      OSError: it cannot be written.
     """
+    path = _with_suffix(path)
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"`arrays` must map names to arrays, got {type(arrays).__name__}.")
+    for name in arrays:
+        if not isinstance(name, str):
+            raise TypeError(f"`arrays` must map names to arrays, got the name {name!r}.")
+    contents = {name: as_array(name, value, "`arrays` must map names to arrays") for name, value in arrays.items()}
+    write = npz.write if path.suffix == ".npz" else safetensors.write
+    try:
+        _replace(path, lambda file: write(file, contents))
+    except ValueError as error:  # a name that has no place in the format, or no encoding
+        raise FileError(f"{path} cannot be written: {error}.") from error
+
+
+def _with_suffix(path: str | Path) -> Path:
     path = Path(path)
-    contiguous = {name: np.ascontiguousarray(v).reshape(np.shape(v)) for name, v in arrays.items()}
-    if path.suffix == ".npz":
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **contiguous)
-    elif path.suffix == ".safetensors":
-        path.write_bytes(optional.load("safetensors.numpy", "Writing a .safetensors file").save(contiguous))
-    else:
-        raise ValueError(f"`path` must end in .npz or .safetensors, got {path.name!r}.")
+    if path.suffix not in (".npz", ".safetensors"):
+        raise FileError(
+            f"`path` must end in .npz or .safetensors, got {path.name!r}; jaxbn never unpickles. From PyTorch: "
+            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
+        )
+    return path
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """What `write` writes, whole and on the disk, under the name `path`; or what was there before."""
+    path = path.resolve()  # of a link, what it points to
+    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            beside.chmod(path.stat().st_mode)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

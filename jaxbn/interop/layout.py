@@ -84,6 +84,7 @@ TORCH = Framework(
         "kernel": "weight",
         "scale": "weight",
         "embedding": "weight",
+        "negative_slope": "weight",
         "mean": "running_mean",
         "var": "running_var",
         "count": "num_batches_tracked",
@@ -95,7 +96,13 @@ TORCH = Framework(
 KERAS = Framework(
     "Keras",
     "/",
-    {"scale": "gamma", "embedding": "embeddings", "mean": "moving_mean", "var": "moving_variance"},
+    {
+        "scale": "gamma",
+        "embedding": "embeddings",
+        "negative_slope": "alpha",
+        "mean": "moving_mean",
+        "var": "moving_variance",
+    },
     {"bias": "beta"},
     ("seed_generator_state",),
     keras_kernel,

@@ -1,13 +1,14 @@
 """The variables of a model one by one, with the names that another framework gives them."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from jaxbn._models.find import as_variables, is_nnx, plain_path
+from jaxbn._models.find import Path, as_variables, is_nnx, plain_path
 from jaxbn.interop.layout import ConvTranspose, Framework, Layout
+from jaxbn.interop.names import kind
 
 
 class Slot(NamedTuple):
@@ -22,107 +23,126 @@ class Slot(NamedTuple):
     key: str
     """its name in the other framework, 'conv1.weight'"""
     layout: Layout
+    told: bool
+    """whether the layout is known, and not merely that of most layers"""
     value: Any
     """array, or its shape and dtype"""
 
 
-def open_model(
-    model, framework: Framework, names, prefix: str, layouts
-) -> tuple[list[Slot], Callable[[list[Any]], Any]]:
-    """The variables of a model, and what makes a model of the same kind of as many values.
+class Opened(NamedTuple):
+    """A model as a list of variables."""
+
+    variables: list[tuple[str, Path, str, Any]]
+    """(collection, path of the layer, leaf, value) each"""
+    kinds: dict[str, str]
+    """path of a layer -> what it is"""
+    layouts: dict[str, Layout]
+    """of the layers whose class is known"""
+    build: Callable[[list[Any]], Any]
+    """a model of the same kind of as many values"""
+
+
+def open_model(model) -> Opened:
+    """The variables of a model in the collections 'params' and 'batch_stats'.
 
     Raises:
-      TypeError: it is neither variables nor an nnx module, or a layout is none.
-      ValueError: `names` or `layouts` speak of a layer that the model does not have; or two variables get one name.
+      TypeError: it is neither variables nor an nnx module.
     """
-    variables = as_variables(model)
-    keyed, structure = jax.tree_util.tree_flatten_with_path({k: variables[k] for k in _collections(variables)})
+    is_plain = isinstance(model, Mapping) and "params" in model and not is_nnx(model)
+    variables = model if is_plain else as_variables(model)
+    collections = {k: variables[k] for k in ("params", "batch_stats") if k in variables}
+    keyed, structure = jax.tree_util.tree_flatten_with_path(collections)
     paths = [plain_path(keys) for keys, _ in keyed]
     # A box of Flax (nn.Partitioned) is one more step, under the name `value`.
     paths = [p[:-1] if hasattr(keys[-1], "name") else p for p, (keys, _) in zip(paths, keyed, strict=True)]
-    layers: dict[str, set[str]] = {}
-    for _, *path, leaf in paths:
-        layers.setdefault(_join(path), set()).add(str(leaf))
-    layouts = {**_transposed(model), **dict(layouts or {})}
-    _check_layers("names", names, layers)
-    _check_layers("layouts", layouts, layers)
-    slots = []
-    for (collection, *path, leaf), (_, value) in zip(paths, keyed, strict=True):
-        layer = _join(path)
-        layout = layouts.get(layer)
-        if not isinstance(layout, Layout):
-            raise TypeError(f"`layouts[{layer!r}]` must be ConvTranspose, AfterFlatten or Depthwise, got {layout!r}.")
-        norm = {} if layers[layer] & {"kernel", "embedding"} else framework.norm_leaves
-        theirs = (framework.leaves | norm).get(str(leaf), str(leaf))
-        outer = (names or {}).get(layer, layer.replace("/", framework.separator))
-        key = prefix + (f"{outer}{framework.separator}{theirs}" if outer else theirs)
-        slots.append(Slot(_join((collection, *path, leaf)), layer, str(leaf), key, layout, value))
-    _check_keys(slots, framework)
+    layers: dict[str, dict[str, int]] = {}
+    for (_, *path, leaf), (_, value) in zip(paths, keyed, strict=True):
+        layers.setdefault(_join(path), {})[str(leaf)] = len(value.shape)
 
     def build(values):
         new = jax.tree.unflatten(structure, values)
-        if not is_nnx(model):
-            return type(model)({**model, **new})
-        from flax import nnx
+        if is_nnx(model):
+            return _rebuilt_nnx(model, new)
+        same: Any = type(model)
+        return same({**model, **new})
 
-        copy = nnx.clone(model)
-        for kind, tree in new.items():
-            state = nnx.state(copy, {"params": nnx.Param, "batch_stats": nnx.BatchStat}[kind])
-            nnx.replace_by_pure_dict(state, tree)
-            nnx.update(copy, state)
-        return copy
-
-    return slots, build
+    return Opened(
+        [(str(c), tuple(path), str(leaf), v) for (c, *path, leaf), (_, v) in zip(paths, keyed, strict=True)],
+        {path: kind(leaves, leaves.__getitem__) for path, leaves in layers.items()},
+        _known_layouts(model),
+        build,
+    )
 
 
-def _collections(variables) -> list[str]:
-    return [k for k in ("params", "batch_stats") if k in variables]
+def name_slots(opened: Opened, framework: Framework, names, prefix: str, layouts) -> list[Slot]:
+    """The variables of a model with their names in the other framework.
+
+    Raises:
+      TypeError: a layout is none.
+      ValueError: `names` or `layouts` speak of a layer that the model does not have; or two variables get one name.
+    """
+    names, given = dict(names or {}), dict(layouts or {})
+    for what, mapping in (("names", names), ("layouts", given)):
+        unknown = sorted(set(mapping) - set(opened.kinds))
+        if unknown:
+            raise ValueError(f"`{what}` must speak of layers of the model, {sorted(opened.kinds)}, got {unknown}.")
+    known = {**opened.layouts, **given}
+    slots, owner = [], {}
+    for collection, parts, leaf, value in opened.variables:
+        path, layout = _join(parts), known.get(_join(parts))
+        if not isinstance(layout, Layout):
+            raise TypeError(f"`layouts[{path!r}]` must be ConvTranspose, AfterFlatten or Depthwise, got {layout!r}.")
+        is_norm = opened.kinds[path] in ("batch norm", "other")
+        theirs = (framework.leaves | (framework.norm_leaves if is_norm else {})).get(leaf, leaf)
+        outer = names.get(path, path.replace("/", framework.separator))
+        key = prefix + (f"{outer}{framework.separator}{theirs}" if outer else theirs)
+        slot = Slot(_join((collection, *parts, leaf)), path, leaf, key, layout, path in known, value)
+        if key in owner:
+            raise ValueError(f"{owner[key]} and {slot.name} have one name in {framework.name}, {key!r}.")
+        owner[key] = slot.name
+        slots.append(slot)
+    return slots
+
+
+def may_be_transposed(slot: Slot) -> bool:
+    """Whether a kernel may be that of a transposed convolution without a word of it: by its shape it fits both ways.
+
+    Plain variables do not tell; names like those of Flax, and windows of an even size, speak for it.
+    """
+    shape = slot.value.shape
+    if slot.leaf != "kernel" or slot.told or len(shape) < 3 or shape[-1] != shape[-2]:
+        return False
+    window = shape[:-2]
+    words = re.search(r"transpose|deconv", f"{slot.path} {slot.key}", re.IGNORECASE)
+    last = re.search(r"(^|[/._])(up|tconv|convt|upconv|upsample)[^/.]*$", slot.path, re.IGNORECASE)
+    return bool(words or last) or (max(window) > 1 and all(n % 2 == 0 for n in window))
 
 
 def _join(path) -> str:
     return "/".join(map(str, path))
 
 
-def _transposed(model) -> dict[str, Layout]:
-    """The transposed convolutions of an nnx module; those of plain variables look like any other."""
+def _known_layouts(model) -> dict[str, Layout]:
+    """The layouts of the convolutions of an nnx module; those of plain variables look all alike."""
     if not is_nnx(model):
         return {}
     from flax import nnx
 
-    return {
-        _join(path): ConvTranspose(module.transpose_kernel)
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, nnx.ConvTranspose)
+    if not isinstance(model, nnx.Module):
+        return {}
+    modules = {_join(path): module for path, module in nnx.iter_modules(model)}
+    plain: dict[str, Layout] = {path: None for path, m in modules.items() if isinstance(m, nnx.Conv)}
+    return plain | {
+        path: ConvTranspose(m.transpose_kernel) for path, m in modules.items() if isinstance(m, nnx.ConvTranspose)
     }
 
 
-def _check_layers(name: str, mapping, layers) -> None:
-    unknown = sorted(set(mapping or {}) - set(layers))
-    if unknown:
-        raise ValueError(f"`{name}` must speak of layers of the model, {sorted(layers)}, got {unknown}.")
+def _rebuilt_nnx(model, new):
+    from flax import nnx
 
-
-def _check_keys(slots: list[Slot], framework: Framework) -> None:
-    owner: dict[str, str] = {}
-    for slot in slots:
-        if slot.key in owner:
-            raise ValueError(f"{owner[slot.key]} and {slot.name} have one name in {framework.name}, {slot.key!r}.")
-        owner[slot.key] = slot.name
-
-
-def as_array(key: str, value) -> np.ndarray:
-    """An array, a tensor or a Keras variable as a NumPy array.
-
-    Raises:
-      TypeError: it is none of them.
-    """
-    if hasattr(value, "detach"):  # a tensor of PyTorch, which is not imported for it
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-    array = value if isinstance(value, Mapping | list | tuple | str | bytes) else np.asarray(value)
-    if not isinstance(array, np.ndarray) or array.dtype == object:
-        raise TypeError(
-            f"A checkpoint must map names to arrays or tensors, got {type(value).__name__} at {key!r}; the weights may "
-            "be one level deeper, as in checkpoint['state_dict']."
-        )
-    return array
+    copy = nnx.clone(model)
+    for collection, tree in new.items():
+        state = nnx.state(copy, {"params": nnx.Param, "batch_stats": nnx.BatchStat}[collection])
+        nnx.replace_by_pure_dict(state, tree)
+        nnx.update(copy, state)
+    return copy

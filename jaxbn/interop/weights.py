@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxbn.interop.layout import KERAS, TORCH, Layout
 from jaxbn.interop.slots import open_model
-from jaxbn.interop.transfer import give, take
+from jaxbn.interop.transfer import as_arrays, give, plain_names, take
 
 
 def from_torch(
@@ -25,17 +25,21 @@ def from_torch(
       model: variables {'params': ..., 'batch_stats': ...} of linen (arrays, or what `jax.eval_shape` makes of `init`),
         or an nnx module: what the weights are for. It gives names, shapes and dtypes, and is unchanged.
       names: path of a layer -> its name in PyTorch, where it is another: {'Conv_0': 'features.0'}. By default
-        'layer1/0/bn1' is 'layer1.0.bn1'.
+        'layer1/0/bn1' is 'layer1.0.bn1'. `*` in both makes a row a pattern (see `interop.match_names`);
+        `interop.TORCHVISION_RESNET`, `TORCHVISION_MOBILENET_V2` and `TIMM_MOBILENET_V2` are such tables.
       prefix: in front of every name in PyTorch, 'module.' for one that was trained with `DistributedDataParallel`.
-      layouts: path of a layer -> `interop.ConvTranspose(transpose_kernel)` or, for a dense layer behind a flattened
-        image, `interop.AfterFlatten(height, width, channels)`. An nnx module shows its own transposed convolutions.
+      layouts: path of a layer -> `interop.ConvTranspose(transpose_kernel)`; or, for a dense layer behind a flattened
+        image, `interop.AfterFlatten(height, width, channels)`; or None for neither. An nnx module shows its own
+        transposed convolutions. Of variables, a kernel with as many inputs as outputs whose name or even window speaks
+        for a transposed convolution must be named here; `interop.find_layouts` finds all of them in the model.
 
     Returns:
       New variables or a new module, of the structure and dtypes of `model`. `num_batches_tracked` becomes the `count`
       of a batch norm that has one, and is dropped otherwise.
 
     Raises:
-      ValueError: entries are missing, left over or of another shape: all are listed, with the names of both sides.
+      ValueError: entries are missing, left over, of another shape or beyond the dtype of the model: the first few,
+        their number, and, where there are any, names with which all would fit; or a name stands for two layers.
       TypeError: an entry is no array, or `model` is no model.
 
     Example:
@@ -46,7 +50,41 @@ def from_torch(
       >>> interop.from_torch(state_dict, like)["params"]["fc"]["kernel"].tolist()
       [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
     """
-    return take(TORCH, state_dict, *open_model(model, TORCH, names, prefix, layouts))
+    return take(TORCH, state_dict, model, names, prefix, layouts)
+
+
+def match_names(state_dict: Mapping[str, Any], model, names: Mapping[str, str], *, prefix: str = "") -> dict[str, str]:
+    """The names of the layers that a table of patterns finds, one by one, for `from_torch` and `to_torch`.
+
+    A row is `pattern in the model: pattern in the checkpoint`. `*` stands for anything within one part of a name, `**`
+    for any number of parts. What matches is paired by kind (convolutions, dense layers, batch norms, others) and in
+    order (2 before 10), the first with the first; there must be as many on both sides. Rows are taken from the top, and
+    what one has taken is gone for the next.
+
+    The padding is not a matter of names: a strided convolution of PyTorch with padding 1 is one of Flax with
+    `padding=1`, not 'SAME', and so is a pooling.
+
+    Args:
+      state_dict, model, prefix: as in `from_torch`.
+      names: the table.
+
+    Returns:
+      path of a layer -> its name in PyTorch, without the prefix.
+
+    Raises:
+      ValueError: a row matches more layers on one side.
+      TypeError: as `from_torch`.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxbn import interop
+      >>> block = {"Conv_0": {"kernel": np.ones((1, 1, 2, 2))}, "Conv_1": {"kernel": np.ones((1, 1, 2, 2))}}
+      >>> state_dict = {f"layer{n}.0.conv{k}.weight": np.ones((2, 2, 1, 1)) for n in (1, 2) for k in (1, 2)}
+      >>> model = {"params": {"ResNetBlock_0": block, "ResNetBlock_1": block}}
+      >>> interop.match_names(state_dict, model, {"ResNetBlock_*/Conv_*": "layer*.*.conv*"})["ResNetBlock_1/Conv_0"]
+      'layer2.0.conv1'
+    """
+    return plain_names(TORCH, names, prefix, open_model(model), as_arrays(state_dict))
 
 
 def to_torch(
@@ -77,7 +115,7 @@ def to_torch(
       >>> interop.to_torch({"params": {"fc": {"kernel": jnp.zeros((3, 2))}}, "batch_stats": {}})["fc.weight"].shape
       (2, 3)
     """
-    return give(TORCH, open_model(model, TORCH, names, prefix, layouts)[0])
+    return give(TORCH, model, names, prefix, layouts)
 
 
 def from_keras(
@@ -112,8 +150,7 @@ def from_keras(
       [3.0]
     """
     arrays = weights if isinstance(weights, Mapping) else {w.path: w for w in weights}
-    slots, build = open_model(model, KERAS, names, prefix, layouts)
-    return take(KERAS, arrays, slots, build)
+    return take(KERAS, arrays, model, names, prefix, layouts)
 
 
 def to_keras(
@@ -134,4 +171,4 @@ def to_keras(
     Raises:
       ValueError, TypeError: as `from_keras`.
     """
-    return give(KERAS, open_model(model, KERAS, names, prefix, layouts)[0])
+    return give(KERAS, model, names, prefix, layouts)

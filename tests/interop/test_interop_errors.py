@@ -1,7 +1,5 @@
 """Weights that do not fit: every entry is named, on both sides, and nothing is imported."""
 
-import pickle
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,22 +87,6 @@ def test_what_is_no_layout_is_refused():
         interop.from_torch(checkpoint(), model(), layouts={"fc": 3})
     with pytest.raises(ValueError, match=r"params/fc/kernel \[4, 2\] does not have the layout AfterFlatten"):
         interop.to_torch(model(), layouts={"fc": interop.AfterFlatten(2, 2, 2)})
-
-
-def test_nothing_is_unpickled(tmp_path):
-    (tmp_path / "model.pt").write_bytes(pickle.dumps({"a": 1}))
-    np.savez(tmp_path / "objects.npz", a=np.array([object()]))
-    (tmp_path / "damaged.safetensors").write_bytes(b"x" * 99)
-    (tmp_path / "damaged.npz").write_bytes(b"x" * 99)
-    with pytest.raises(ValueError, match=r"must end in .npz or .safetensors, got 'model.pt'; jaxbn never unpickles"):
-        interop.load(tmp_path / "model.pt")
-    for name in ("objects.npz", "damaged.npz", "damaged.safetensors"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read"):
-            interop.load(tmp_path / name)
-    with pytest.raises(ValueError, match=r"must end in .npz or .safetensors"):
-        interop.save(tmp_path / "model.pt", {})
-    with pytest.raises(FileNotFoundError):
-        interop.load(tmp_path / "none.npz")
 
 
 def test_options_that_pytorch_does_not_have_are_refused():

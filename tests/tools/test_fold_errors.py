@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.core import FrozenDict
 from fold_models import filled
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxbn
 
@@ -76,7 +79,7 @@ def test_training_arguments_are_refused(variables):
 def test_weights_that_are_normalized_themselves_are_refused():
     model = nn.Sequential([nn.WeightNorm(nn.Dense(3)), nn.BatchNorm(use_running_average=True)])
     variables = filled(model.init(jax.random.key(0), X))
-    with pytest.raises(ValueError, match=r"Folding would change the outputs by .* Nothing was changed"):
+    with pytest.raises(ValueError, match="weights are computed from others"):
         jaxbn.fold(model, variables, X)
 
 
@@ -101,7 +104,7 @@ def test_a_layer_under_scan_is_refused():
     stack = nn.scan(Body, {"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=2)
     model = stack()
     variables = model.init(jax.random.key(0), X, None)
-    with pytest.raises(ValueError, match="norm: its variables are stacked"):
+    with pytest.raises(ValueError, match="norm: it stands inside a `scan`, where its variables may be stacked"):
         jaxbn.fold(model, variables, X, None)
 
 
@@ -128,3 +131,93 @@ def test_what_is_no_model_is_refused():
         jaxbn.fold({}, X)
     with pytest.raises(TypeError, match="needs the variables of a linen model"):
         jaxbn.fold(nn.Dense(2))
+
+
+class Two(nn.Module):
+    """Two batch norms that fold."""
+
+    second_in_training: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(True, name="a")(nn.Dense(4, name="first")(x)))
+        y = nn.BatchNorm(not self.second_in_training, name="b")(nn.Dense(4, name="second")(x))
+        return [nn.Dense(3, name=n)(z) for z in [nn.BatchNorm(True, name="c")(nn.relu(y))] for n in ("left", "right")]
+
+
+def two():
+    return filled(jax.eval_shape(Two().init, jax.random.key(0), X))
+
+
+ALL = [("first", "a"), ("second", "b"), ("c", "left"), ("c", "right")]
+
+
+def test_a_layer_that_overflows_stays_and_the_rest_is_folded():
+    variables = two()
+    variables["batch_stats"]["a"]["var"] = variables["batch_stats"]["a"]["var"].at[1].set(jnp.nan)
+    pairs = jaxbn.foldable_pairs(Two(), variables, X)
+    assert pairs == ALL[1:]
+    assert "not finite in float32" in pairs.left["a"]
+    folded = jaxbn.fold(Two(), variables, X)
+    np.testing.assert_array_equal(folded["params"]["first"]["kernel"], variables["params"]["first"]["kernel"])
+    assert np.all(folded["params"]["b"]["scale"] == 1)
+    with pytest.raises(ValueError, match=r"not finite in float32.*nothing was changed"):
+        jaxbn.fold(Two(), variables, X, pairs=ALL[:1])
+
+
+def test_a_batch_norm_that_always_trains_stays_and_the_rest_is_folded():
+    model, variables = Two(second_in_training=True), two()
+    pairs = jaxbn.foldable_pairs(model, variables, X, mutable=["batch_stats"])
+    assert pairs == [ALL[0], *ALL[2:]]
+    assert "must be called with use_running_average=True, got False" in pairs.left["b"]
+
+
+def test_all_that_read_a_batch_norm_are_folded_or_none():
+    variables = two()
+    with pytest.raises(ValueError, match=r"the output of c is read by others than left too: \[\('c', 'right'\)\]"):
+        jaxbn.fold(Two(), variables, X, pairs=[("c", "left")])
+    folded = jaxbn.fold(Two(), variables, X, pairs=ALL[2:])
+    assert np.all(folded["params"]["c"]["scale"] == 1)
+    assert not np.any(folded["params"]["b"]["scale"] == 1)
+    for before, after in zip(Two().apply(variables, X), Two().apply(folded, X), strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_flags_are_as_they_are_and_tensors_are_arrays():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train, mode, options):
+            assert train is False
+            assert options["depth"] == 2
+            assert options["none"] is None
+            x = nn.BatchNorm(not train)(nn.Dense(3)(x))
+            return {"flat": x.reshape(len(x), -1), "deep": x}[mode]
+
+    options = {"depth": 2, "none": None, "name": "text"}
+    variables = filled(jax.eval_shape(lambda: Net().init(jax.random.key(0), X, False, "flat", options)))
+    right = jaxbn.fold(Net(), variables, X, False, "flat", options)
+    torch = pytest.importorskip("torch")
+    for x in [np.asarray(X), torch.from_numpy(np.array(X)), jax.ShapeDtypeStruct(X.shape, X.dtype)]:
+        folded = jaxbn.fold(Net(), FrozenDict(variables), x, False, "flat", options)
+        assert isinstance(folded, FrozenDict)
+        jax.tree.map(np.testing.assert_array_equal, folded.unfreeze(), right)
+
+
+def test_nothing_is_moved_behind_the_back_of_a_transfer_guard():
+    variables, x = two(), X
+    with jax.transfer_guard("disallow"):
+        folded = jaxbn.fold(Two(), variables, x)
+    assert np.all(folded["params"]["a"]["scale"] == 1)
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P(), P("d")])
+def test_arrays_that_are_split_over_devices_are_folded_where_they_are(kind, spec):
+    variables = two()
+    right = jaxbn.fold(Two(), variables, X)
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(kind,))
+    split = jax.device_put(variables, NamedSharding(mesh, P()))
+    split["params"]["first"]["bias"] = jax.device_put(split["params"]["first"]["bias"], NamedSharding(mesh, spec))
+    folded = jaxbn.fold(Two(), split, jax.device_put(X, NamedSharding(mesh, spec)))
+    assert len(folded["params"]["first"]["bias"].sharding.device_set) == 2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), folded, right)

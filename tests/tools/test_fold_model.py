@@ -109,3 +109,13 @@ def test_parts_under_a_transform_fold_too_after_they_have_run(transform):
     folded = jaxbn.fold(model, variables, X)
     assert jax.tree.structure(folded) == jax.tree.structure(variables)  # the boxes of nn.Partitioned too
     np.testing.assert_allclose(model.apply(folded, X), before, atol=1e-5)
+
+
+def test_an_epsilon_of_zero_is_as_good_as_any():
+    layer, params = {"kernel": jnp.array([[2.0, 3.0]]), "bias": jnp.array([1.0, 1.0])}, {}
+    stats = {"mean": jnp.array([1.0, 0.0]), "var": jnp.array([4.0, 9.0])}
+    folded = jaxbn.fold_into_previous(layer, params, stats, epsilon=0)
+    np.testing.assert_allclose(folded["kernel"], [[1.0, 1.0]], rtol=1e-6)
+    np.testing.assert_allclose(folded["bias"], [0.0, 1 / 3], atol=1e-6)
+    with pytest.raises(ValueError, match="not finite in float32"):
+        jaxbn.fold_into_previous(layer, params, {**stats, "var": jnp.zeros(2)}, epsilon=0)

@@ -1,9 +1,10 @@
-"""Folding the whole example network: residual blocks, strided shortcuts, batch norms with an activation inside."""
+"""Folding whole networks: residual blocks, strided shortcuts, activations inside, grouped convolutions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo_models
 from flax import nnx
 from fold_models import filled
 
@@ -48,3 +49,16 @@ def test_the_example_network_evaluates_to_the_same(case, widths, number, monkeyp
     scales = [v for path, v in jax.tree_util.tree_leaves_with_path(params) if "scale" in jax.tree_util.keystr(path)]
     assert len(scales) == number
     assert all(np.all(np.asarray(v) == 1) for v in scales)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bottleneck resnet", "mobilenet_v2"])
+def test_every_batch_norm_of_a_network_of_convolutions_folds(name):
+    model, x = zoo_models.NETWORKS[name][0], zoo_models.images(2)
+    variables = he_filled(filled(jax.eval_shape(model.init, jax.random.key(0), x)))
+    folded = jaxbn.fold(model, variables, x)
+    variances = [v for k, v in jax.tree.leaves_with_path(folded["batch_stats"]) if "var" in jax.tree_util.keystr(k)]
+    assert len(variances) == 19
+    assert all(np.all(v + np.float32(1e-5) == 1) for v in variances)
+    before, after = (jax.jit(model.apply)(v, x) for v in (variables, folded))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())

@@ -1,21 +1,29 @@
-"""What a model does with the outputs of its layers, read off its program.
+"""Who reads whom: the layers and batch norms that a model calls, found in its program.
 
-Every layer marks what enters and what leaves it with a named identity. In the program (the jaxpr) of the model, an
-output that one layer reads, and nothing else, is a variable with one use: the mark at the entrance of that layer.
+Every layer marks what enters and what leaves it with a named identity. Between two marks only what moves values about
+is passed over (reshape, slices, means); whether a batch norm can cross it is for `region` to find out.
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend import core
+
+from jaxbn._tools.folding import program as programs
+from jaxbn._tools.folding.program import Equation, Program, Value
+
+PASSED = {
+    *("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "transpose", "rev", "copy", "copy_p", "name"),
+    *("slice", "dynamic_slice", "gather", "convert_element_type", "reduce_precision", "sharding_constraint"),
+    *("reduce_sum", "reduce_window_sum", "mul", "div", "optimization_barrier"),
+}
+"""Primitives that may stand between a layer and a batch norm, all but one of their inputs constant."""
 
 
 class Call(NamedTuple):
-    """One call of a layer or a batch norm."""
+    """A layer or a batch norm, as it is called."""
 
     path: str
     is_batch_norm: bool
@@ -26,37 +34,83 @@ class Call(NamedTuple):
     epsilon: float = 0.0
     out_axis: int = -1
     """of the kernel"""
+    in_axis: int = -2
+    """of the kernel, the one that holds the features of the input"""
+    num_out_axes: int = 1
+    """the last axes of the kernel, which the bias has too"""
     groups: int = 1
+    kind: str = ""
+    """'batch norm', 'dense', 'convolution', 'transposed convolution'"""
+
+
+class Ends(NamedTuple):
+    """Where a call stands in the program."""
+
+    given: Value
+    """what is passed to it"""
+    entrance: Value
+    """the same behind the mark"""
+    exit: Value
+    """what it returns, behind the mark"""
 
 
 class Flow(NamedTuple):
-    """The calls of a model and where their outputs go."""
+    """A model's calls and its program."""
 
+    program: Program
     calls: dict[str, Call]
     """by path, in the order of execution"""
-    reader: dict[str, str]
-    """path -> the one call that reads its output, where nothing else does"""
+    ends: dict[str, Ends]
+    """of the calls that can be folded"""
     source: dict[str, str]
     """path -> what made its input: the path of another call, or something else in words"""
-
-
-def trace(program: Callable, *args) -> Flow:
-    """The flow of `program(*args)`, which calls each layer `f` as `marked(call, f, x)` and not as `f(x)`."""
-    # Another precision is another key of the caches of jit: a part of the model that has run before is traced again.
-    with jax.default_matmul_precision("highest"):
-        jaxpr = jax.make_jaxpr(program)(*args).jaxpr
-    flow, times = Flow({}, {}, {}), Counter()
-    _read(jaxpr, flow, times)
-    for path, n in times.items():
-        if n > 1:
-            flow.calls[path] = flow.calls[path]._replace(obstacle=f"it is called {n} times")
-    return flow
+    targets: dict[str, list[str]]
+    """path -> the calls that read its output; empty where anything else does too"""
+    others: dict[str, str]
+    """path -> what else reads its output, or who does, in words"""
 
 
 def marked(call: Call, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """f(x), with marks at its entrance and its exit. They say all: a trace may be taken from a cache."""
     words = json.dumps(call)
     return checkpoint_name(f(checkpoint_name(x, f"jaxbn.fold in {words}")), f"jaxbn.fold out {words}")
+
+
+def find(program: Program) -> Flow:
+    """The calls in a program whose layers were called by `marked`."""
+    flow = Flow(program, {}, {}, {}, {}, {})
+    entered: dict[str, list[Equation]] = {}
+    left: dict[str, list[Equation]] = {}
+    for equation in program.equations:
+        for eqn in programs.inside(equation):
+            call = _mark(eqn, "in")
+            if call is not None:
+                where = f"it stands inside a `{equation.primitive}`, where its variables may be stacked"
+                flow.calls[call.path] = call._replace(obstacle=call.obstacle or where)
+                flow.source[call.path] = f"something inside the `{equation.primitive}`"
+        for side, marks in (("in", entered), ("out", left)):
+            call = _mark(equation.eqn, side)
+            if call is not None:
+                flow.calls.setdefault(call.path, call)
+                marks.setdefault(call.path, []).append(equation)
+    for path in flow.calls:
+        times = len(entered.get(path, ()))
+        if times > 1:
+            flow.calls[path] = flow.calls[path]._replace(obstacle=f"it is called {times} times")
+        elif times == len(left.get(path, ())) == 1:
+            (start,), (end,) = entered[path], left[path]
+            (given,) = start.reads() or [-1]
+            flow.ends[path] = Ends(given, start.outputs[0], end.outputs[0])
+    outgoing = {end.outputs[0]: path for path, equations in left.items() for end in equations}
+    incoming = {start.outputs[0]: path for path, equations in entered.items() for start in equations}
+    for path, starts in entered.items():
+        flow.source[path] = _source(program, starts[0].reads(), outgoing)
+    for path, ends in flow.ends.items():
+        found: list[str] = []
+        other = _targets(program, ends.exit, incoming, found)
+        flow.targets[path] = [] if other else list(dict.fromkeys(found))
+        flow.others[path] = other or ", ".join(flow.targets[path])
+    return flow
 
 
 def _mark(eqn, side: str) -> Call | None:
@@ -66,47 +120,34 @@ def _mark(eqn, side: str) -> Call | None:
     return Call(*json.loads(name.removeprefix(start))) if is_mark else None
 
 
-def _read(jaxpr, flow: Flow, times: Counter) -> None:
-    """Fills in who is called, how many times, and who reads whom, in this program and in those inside it."""
-    makers, readers = {}, {}
-    for eqn in jaxpr.eqns:
-        makers.update((v, eqn) for v in eqn.outvars)
-        for v in eqn.invars:
-            if not isinstance(v, core.Literal):
-                readers.setdefault(v, []).append(eqn)
-    results = [v for v in jaxpr.outvars if not isinstance(v, core.Literal)]
-    for eqn in jaxpr.eqns:
-        for inner in _programs(eqn):
-            _read(inner, flow, times)
-        entered, left = _mark(eqn, "in"), _mark(eqn, "out")
-        if entered is not None:
-            flow.calls[entered.path] = entered
-            flow.source[entered.path] = _maker(makers.get(eqn.invars[0]))
-            times[entered.path] += 1
-        if left is not None:
-            (y,) = eqn.outvars
-            entrances = [_mark(e, "in") for e in readers.get(y, [])]
-            if len(entrances) == 1 and entrances[0] is not None and y not in results:
-                flow.reader[left.path] = entrances[0].path
+def _source(program: Program, values: list[Value], outgoing: dict[Value, str]) -> str:
+    """The path of the call whose output the value is, but for what is passed over; or what made it, in words."""
+    while values:
+        (value,) = values
+        if value in outgoing:
+            return outgoing[value]
+        if value not in program.maker:
+            return "an input of the model"
+        equation = program.equations[program.maker[value]]
+        values = [v for v in equation.reads() if v not in program.fixed]
+        if equation.primitive not in PASSED or len(values) != 1:
+            return f"`{equation.label}`"
+    return "a constant"
 
 
-def _programs(eqn) -> list[core.Jaxpr]:
-    """The programs inside an equation."""
-
-    def is_program(v):
-        return isinstance(v, core.ClosedJaxpr | core.Jaxpr)
-
-    return [getattr(v, "jaxpr", v) for v in jax.tree.leaves(eqn.params, is_leaf=is_program) if is_program(v)]
-
-
-def _maker(eqn) -> str:
-    """The path of the call whose output the equation marks, or its name in backticks."""
-    if eqn is None:
-        return "an input of the model or of a part of it"
-    left = _mark(eqn, "out")
-    if left is not None:
-        return left.path
-    inner = _programs(eqn)
-    if "name" not in eqn.params and len(inner) == 1 and len(inner[0].eqns) == 1:
-        return _maker(inner[0].eqns[0])  # a function with a derivative of its own, as relu is
-    return f"`{eqn.params.get('name', eqn.primitive.name)}`"
+def _targets(program: Program, value: Value, incoming: dict[Value, str], found: list[str]) -> str | None:
+    """Finds the calls that read the value, but for what is passed over; and returns what else reads it, in words."""
+    if value in program.outputs:
+        return "the end of the model"
+    for i in program.readers.get(value, ()):
+        equation = program.equations[i]
+        (output, *more), other = equation.outputs, None
+        if output in incoming:
+            found.append(incoming[output])
+        elif equation.primitive in PASSED and not more:
+            other = _targets(program, output, incoming, found)
+        else:
+            other = f"`{equation.label}`"
+        if other is not None:
+            return other
+    return None

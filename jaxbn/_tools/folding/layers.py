@@ -1,5 +1,7 @@
 """What folding needs to know of a layer, read off its fields: those of linen and nnx have the same names."""
 
+from collections.abc import Iterable
+
 import jax
 from jax import lax
 
@@ -7,36 +9,76 @@ from jaxbn._core.axes import feature_axes
 from jaxbn._tools.folding.flow import Call
 
 
-def describe_batch_norm(path: str, module, x: jax.Array, use_running_average=None, *, mask=None, residual=None) -> Call:
-    """A batch norm and the arguments that it is called with.
-
-    Raises:
-      ValueError: it normalizes with the statistics of the batch.
-    """
+def describe_batch_norm(
+    path: str, module, x: jax.Array, use_running_average=None, *, mask=None, residual=None, **others
+) -> Call:
+    """A batch norm and the arguments that it is called with. A mask means nothing in evaluation."""
     if use_running_average is None:
         use_running_average = module.use_running_average
-    if not use_running_average:
-        raise ValueError(
-            f"Folding is about evaluation: the batch norm {path!r} must be called with use_running_average=True, got "
-            f"{use_running_average!r}; give `fold` the arguments with which the model evaluates (train=False, say)."
-        )
     last = feature_axes(module.axis, x.ndim) == (x.ndim - 1,)
+    obstacle = None if last else f"its feature axis is {module.axis} and not the last"
+    if not use_running_average:
+        obstacle = f"{TRAINING}, got {use_running_average!r}"
+    elif others:
+        obstacle = f"it is called with {sorted(others)}"
     after = getattr(module, "activation", None) is not None or residual is not None
     return Call(
         path,
         True,
-        None if last else f"its feature axis is {module.axis} and not the last",
+        obstacle,
         "its own activation or residual stands between" if after else None,
-        epsilon=module.epsilon,
+        epsilon=float(module.epsilon),
+        kind="batch norm",
     )
 
 
-def describe_dense(path: str, module, x: jax.Array) -> Call:
+TRAINING = "it normalizes with the statistics of the batch: it must be called with use_running_average=True"
+
+
+def check_evaluation(calls: Iterable[Call]) -> None:
+    """The batch norms among the calls, or some of them, normalize with their running statistics.
+
+    Raises:
+      ValueError: none does.
+    """
+    norms = [call for call in calls if call.is_batch_norm]
+    if norms and all((call.obstacle or "").startswith(TRAINING) for call in norms):
+        raise ValueError(
+            f"Folding is about evaluation: {norms[0].path}: {norms[0].obstacle}; give `fold` the arguments with which "
+            "the model evaluates (train=False, say)."
+        )
+
+
+def describe_dense(path: str, module, x: jax.Array, *others, **options) -> Call:
     """A dense layer."""
-    return Call(path, False, None, _no_bias(module))
+    return Call(path, False, None, _no_bias(module), kind="dense")
 
 
-def describe_conv(path: str, module, x: jax.Array) -> Call:
+def describe_dense_general(path: str, module, x: jax.Array, *others, **options) -> Call:
+    """A dense layer over several axes, as the projections of attention are: kernel [*axes, *features]."""
+    axes = _axes(module.axis, x.ndim)
+    features = getattr(module, "out_features", None) or getattr(module, "features", ())
+    num_out = 1 if isinstance(features, int) else len(features)
+    batch = getattr(module, "batch_dims", ()) or getattr(module, "batch_axis", ())
+    obstacle = "it has other weights for each part of the batch" if batch else None
+    after = None if x.ndim - 1 in axes else "it does not sum over the features of its input"
+    in_axis = axes.index(x.ndim - 1) - len(axes) - num_out if after is None else -2
+    return Call(path, False, obstacle, after or _no_bias(module), in_axis=in_axis, num_out_axes=num_out, kind="dense")
+
+
+def describe_einsum(path: str, module, x: jax.Array, einsum_str: str | None = None, *others, **options) -> Call:
+    """A product with a kernel of any axes: it takes a batch norm from after it only."""
+    subscripts = (einsum_str or module.einsum_str).replace(" ", "")
+    inputs, _, output = subscripts.partition("->")
+    of_x, _, of_kernel = inputs.partition(",")
+    obstacle = None
+    if not output or output[-1] not in of_kernel or output[-1] in of_x or "." in of_kernel:
+        obstacle = f"the last axis of its output is no axis of its kernel alone ({subscripts})"
+    out_axis = of_kernel.find(output[-1:]) - len(of_kernel)
+    return Call(path, False, obstacle, "an einsum has no bias that could take up the mean", out_axis=out_axis)
+
+
+def describe_conv(path: str, module, x: jax.Array, *others, **options) -> Call:
     """A convolution: a batch norm before it needs padding that copies, or none."""
     rank = len(_tuple(module.kernel_size, 1))
     obstacle = None
@@ -48,13 +90,15 @@ def describe_conv(path: str, module, x: jax.Array) -> Call:
         obstacle = "it puts zeros between its inputs (input_dilation)"
     elif module.mask is not None:
         obstacle = "its kernel is masked"
-    return Call(path, False, None, obstacle or _no_bias(module), groups=module.feature_group_count)
+    obstacle = obstacle or _no_bias(module)
+    return Call(path, False, None, obstacle, groups=module.feature_group_count, kind="convolution")
 
 
-def describe_conv_transpose(path: str, module, x: jax.Array) -> Call:
+def describe_conv_transpose(path: str, module, x: jax.Array, *others, **options) -> Call:
     """A transposed convolution: it takes a batch norm from after it only."""
     obstacle = "a transposed convolution puts zeros around its input"
-    return Call(path, False, None, obstacle, out_axis=-2 if module.transpose_kernel else -1)
+    out_axis = -2 if module.transpose_kernel else -1
+    return Call(path, False, None, obstacle, out_axis=out_axis, kind="transposed convolution")
 
 
 def _pads_with_zeros(module, spatial: tuple[int, ...]) -> bool:
@@ -73,6 +117,10 @@ def _pads_with_zeros(module, spatial: tuple[int, ...]) -> bool:
 
 def _no_bias(module) -> str | None:
     return None if module.use_bias else "it has no bias to take up the mean"
+
+
+def _axes(axis, ndim: int) -> list[int]:
+    return [a % ndim for a in ((axis,) if isinstance(axis, int) else axis)]
 
 
 def _tuple(value, rank: int) -> tuple[int, ...]:

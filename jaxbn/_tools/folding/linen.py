@@ -1,67 +1,96 @@
 """Folding, the side of linen: where the weights of a layer stand in the variables, and how its calls are marked."""
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
 from flax.core import FrozenDict, freeze, meta, unfreeze
+from flax.errors import ModifyScopeVariableError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxbn._tools.folding import layers
-from jaxbn._tools.folding.flow import Flow, marked, trace
+from jaxbn._tools.folding import flow, layers
+from jaxbn._tools.folding.affine import Weights
+from jaxbn._tools.folding.arguments import split_arrays, split_input
+from jaxbn._tools.folding.program import trace
 from jaxbn.linen import BatchNorm
 
 LAYERS = (
-    ((BatchNorm, nn.BatchNorm), layers.describe_batch_norm),
-    ((nn.Dense,), layers.describe_dense),
-    ((nn.Conv,), layers.describe_conv),
-    ((nn.ConvTranspose,), layers.describe_conv_transpose),
+    (BatchNorm, layers.describe_batch_norm),
+    (nn.BatchNorm, layers.describe_batch_norm),
+    (nn.Dense, layers.describe_dense),
+    (nn.DenseGeneral, layers.describe_dense_general),
+    (nn.Einsum, layers.describe_einsum),
+    (nn.Conv, layers.describe_conv),
+    (nn.ConvTranspose, layers.describe_conv_transpose),
 )
 COLLECTIONS = ("params", "batch_stats")
+NAMES = ("kernel", "scale", "bias", "mean", "var", "count")
 
 
 class LinenModel:
     """A linen module, its variables, and the arguments with which it evaluates."""
 
     def __init__(self, model: nn.Module, variables, *args, **kwargs):
-        self.subject, self.args = variables, args
-        self._model, self._kwargs = model, kwargs
-        self.evaluate = jax.jit(lambda variables: model.apply(variables, *args, **kwargs))
+        self._variables, self._model, self._kwargs = variables, model, kwargs
+        self._arrays, self._join = split_arrays(args)
 
-    def flow(self) -> Flow:
-        """Where the outputs of its layers go."""
+    def flow(self):
+        """Where the outputs of its layers go, and path -> name -> value of the program of their weights."""
 
-        def program(variables, args):
-            def interceptor(call, call_args, call_kwargs, context):
-                describe = next((d for types, d in LAYERS if isinstance(context.module, types)), None)
-                if describe is None or context.method_name != "__call__" or not call_args:
-                    return call(*call_args, **call_kwargs)
-                x, *rest = call_args
-                described = describe("/".join(context.module.path), context.module, x, *rest, **call_kwargs)
-                return marked(described, lambda x: call(x, *rest, **call_kwargs), x)
+        seen: list[flow.Call] = []
 
-            with nn.intercept_methods(interceptor):
-                return self._model.apply(variables, *args, **self._kwargs)
+        def program(variables, arrays):
+            with nn.intercept_methods(functools.partial(_mark, seen)):
+                outputs = self._model.apply(variables, *self._join(arrays), **self._kwargs)
+            if self._kwargs.get("mutable") in (None, False):
+                return outputs
+            # Weights and statistics that are passed on are no use of them.
+            return outputs[0], {k: v for k, v in outputs[1].items() if k not in COLLECTIONS}
 
-        return trace(program, self.subject, self.args)
+        try:
+            found = flow.find(trace(program, self._variables, self._arrays))
+        except ModifyScopeVariableError as error:  # a batch norm in training wants to write its statistics
+            layers.check_evaluation(seen)
+            raise error
+        numbers = jax.tree.unflatten(
+            jax.tree.structure(self._variables), found.program.inputs[: len(jax.tree.leaves(self._variables))]
+        )
+        return found, _by_layer(numbers)
 
-    def weights(self, paths: Iterable[str]) -> dict[str, dict[str, jax.Array]]:
+    def weights(self) -> dict[str, Weights]:
         """path -> {'kernel', 'bias'} of a layer, {'scale', 'bias', 'mean', 'var', ...} of a batch norm."""
-        flat = _flatten(self.subject)
-        return {
-            path: {keys[-1]: v for keys, v in flat.items() if keys[0] in COLLECTIONS and "/".join(keys[1:-1]) == path}
-            for path in paths
-        }
+        return dict(_by_layer(self._variables))
 
-    def with_weights(self, weights: dict[str, dict[str, jax.Array]]):
+    def with_weights(self, weights: Mapping[str, Weights]):
         """New variables of the same structure."""
-        flat = _flatten(self.subject)
+        flat = _flatten(self._variables)
         for keys in flat:
             if keys[0] in COLLECTIONS:
                 flat[keys] = weights.get("/".join(keys[1:-1]), {}).get(keys[-1], flat[keys])
         tree = unflatten_dict(flat)
-        return meta.replace_boxed(self.subject, freeze(tree) if isinstance(self.subject, FrozenDict) else tree)
+        return meta.replace_boxed(self._variables, freeze(tree) if isinstance(self._variables, FrozenDict) else tree)
+
+
+def _mark(seen, call, args, kwargs, context):
+    """Marks the call of a layer that folding knows: that of its class, whatever a subclass does around it."""
+    known, describe = next((row for row in LAYERS if isinstance(context.module, row[0])), (None, None))
+    if known is None or describe is None or context.orig_method.func is not inspect.unwrap(known.__call__):
+        return call(*args, **kwargs)
+    x, rest, kwargs = split_input(args, kwargs)
+    about = describe("/".join(context.module.path), context.module, x, *rest, **kwargs)
+    seen.append(about)
+    return flow.marked(about, lambda x: call(x, *rest, **kwargs), x)
+
+
+def _by_layer(variables) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for keys, v in _flatten(variables).items():
+        if keys[0] in COLLECTIONS and keys[-1] in NAMES:
+            found.setdefault("/".join(keys[1:-1]), {})[keys[-1]] = v
+    return found
 
 
 def _flatten(variables) -> dict[tuple[str, ...], Any]:

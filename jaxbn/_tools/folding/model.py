@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from jaxbn._tools.folding.plan import Pair, Plan
 
-from jaxbn._tools.folding.flow import Flow
-from jaxbn._tools.folding.pair import check_overflow, following, identity, previous
 
-Pair = tuple[str, str]
+class Pairs(list[Pair]):
+    """The pairs that can be folded: (path, path) each, in the order of the data."""
+
+    left: dict[str, str]
+    """path of a batch norm that stays -> why"""
 
 
 def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
@@ -17,15 +17,19 @@ def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
 
     A folded batch norm is left as the identity (mean 0, variance 1 - epsilon, scale 1, bias 0), so that the model stays
     as it is. Its bias keeps what a layer without a bias cannot take; where it has none either, its mean does. Each
-    layer is computed in at least float32 and rounded once.
+    layer is computed in at least float32 and rounded once. What cannot be folded stays:
+    `jaxbn.foldable_pairs(model, ...).left` says why.
+
+    Whether a fold is exact is read off the model's program and tried on random weights, so that a kernel that is
+    shared, normalized or adapted is found whatever the batch and the weights hold.
 
     Args:
       model: a linen or nnx module.
       *args: for linen the variables and then the arguments of `model.apply`, for nnx those of the call: a small batch
-        with which the model runs, for what reads what and for a comparison of the outputs at the end.
+        with which the model runs. Arrays in it are looked at by their shapes, anything else (a flag) as it is.
       pairs: (path, path) each, a layer and a batch norm in the order of the data: ('Conv_0', 'BatchNorm_0') folds into
-        the layer before, ('BatchNorm_0', 'Dense_0') into the one after. None folds all of
-        `jaxbn.foldable_pairs(model, ...)`.
+        the layer before, ('BatchNorm_0', 'Dense_0') into the one after; where several read a batch norm, the pairs of
+        all of them. None folds all of `jaxbn.foldable_pairs(model, ...)`.
       **kwargs: further arguments with which the model evaluates (`train=False`, say). Of an nnx model, a copy in
         evaluation mode is looked at.
 
@@ -33,8 +37,7 @@ def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
       New variables (linen) or a new model (nnx), of the same structure, shapes and dtypes.
 
     Raises:
-      ValueError: a pair cannot be folded exactly; or there is none; or the outputs differ afterwards, because weights
-        are used in another place too. What was given is unchanged.
+      ValueError: one of the `pairs` cannot be folded exactly; or there is none. What was given is unchanged.
 
     References:
       Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
@@ -52,54 +55,53 @@ def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
       >>> bool(jnp.allclose(model.apply(folded, x), model.apply(variables, x), atol=1e-6))
       True
     """
-    side = _side(model, args, kwargs)
-    flow = side.flow()
-    weights = side.weights(flow.calls)
+    side = side_of(model, args, kwargs)
+    plan = Plan(side)
     if pairs is None:
-        chosen = _choose(flow, weights)
-        if not chosen:
-            raise ValueError(f"The model has no batch norm that can be folded.{_reasons(flow, weights)}")
+        folds, left = plan.choose()
+        if not folds:
+            raise ValueError(f"The model has no batch norm that can be folded.{_lines(left)}")
     else:
-        chosen = [(str(a), str(b)) for a, b in pairs]
-        for a, b in chosen:
-            obstacle = _obstacle(flow, weights, a, b)
-            if obstacle is not None:
-                raise ValueError(f"({a!r}, {b!r}) cannot be folded: {obstacle}; nothing was changed.")
-    folded = side.with_weights(_fold_pairs(flow, weights, chosen))
-    with jax.default_matmul_precision("float32"):
-        _check_same(side.evaluate(side.subject), side.evaluate(folded))
-    return folded
+        plan.take([(str(a), str(b)) for a, b in pairs])
+    return side.with_weights(plan.weights)
 
 
-def foldable_pairs(model, *args, **kwargs) -> list[Pair]:
+def foldable_pairs(model, *args, **kwargs) -> Pairs:
     """The pairs of a layer and a batch norm that `jaxbn.fold` folds by itself, in the order of execution.
 
     A batch norm folds into the layer before where its input is the output of that layer, read by nothing else, and
-    else into the layer after, where that is exact.
+    else into the layer after, or all of them, where that is exact. Reshapes, slices and means may stand between.
 
     Args:
       model: as in `jaxbn.fold`; so are `*args` and `**kwargs`.
 
     Returns:
-      (path, path) each, in the order of the data.
+      A list of (path, path), in the order of the data. Its attribute `left` is a dict: path of a batch norm that stays
+      -> why.
 
     Raises:
-      ValueError: the model normalizes with batch statistics: it was not given the arguments of evaluation.
+      ValueError: every batch norm normalizes with batch statistics: the model was not given the arguments of
+        evaluation.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn
       >>> from flax import nnx
       >>> rngs = nnx.Rngs(0)
-      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs), nnx.relu)
-      >>> jaxbn.foldable_pairs(model, jnp.ones((1, 2)))
+      >>> norm, last = nnx.BatchNorm(3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)
+      >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=rngs), norm, nnx.relu, last)
+      >>> pairs = jaxbn.foldable_pairs(model, jnp.ones((1, 2)))
+      >>> pairs
       [('layers/0', 'layers/1')]
+      >>> pairs.left
+      {'layers/3': 'its input is made by `relu`, and its output goes to the end of the model'}
     """
-    side = _side(model, args, kwargs)
-    flow = side.flow()
-    return _choose(flow, side.weights(flow.calls))
+    folds, left = Plan(side_of(model, args, kwargs)).choose()
+    pairs = Pairs(pair for fold in folds for pair in fold.pairs())
+    pairs.left = left
+    return pairs
 
 
-def _side(model, args, kwargs):
+def side_of(model, args, kwargs):
     """The front end of the model; Flax is imported here."""
     from flax import linen, nnx
 
@@ -116,91 +118,5 @@ def _side(model, args, kwargs):
     raise TypeError(f"`model` must be a linen or nnx module, got {type(model).__name__}.")
 
 
-def _choose(flow: Flow, weights) -> list[Pair]:
-    chosen = []
-    for path, call in flow.calls.items():
-        candidates = _candidates(flow, path) if call.is_batch_norm else []
-        chosen += [pair for pair in candidates if _obstacle(flow, weights, *pair) is None][:1]
-    return chosen
-
-
-def _candidates(flow: Flow, path: str) -> list[Pair]:
-    """The pairs of a batch norm with what stands right before and right after it."""
-    before, after = flow.source[path], flow.reader.get(path)
-    return [(a, b) for a, b in ((before, path), (path, after)) if a in flow.calls and b in flow.calls]
-
-
-def _reasons(flow: Flow, weights) -> str:
-    lines = []
-    for path, call in flow.calls.items():
-        if call.is_batch_norm:
-            pairs = _candidates(flow, path)
-            reasons = [f"{pair}: {_obstacle(flow, weights, *pair)}" for pair in pairs]
-            lines.append(f"\n  {path}: {'; '.join(reasons) or f'its input is made by {flow.source[path]}'}")
-    return "".join(lines)
-
-
-def _obstacle(flow: Flow, weights, first: str, second: str) -> str | None:
-    """Why the pair cannot be folded; None where it can."""
-    for path in (first, second):
-        if path not in flow.calls:
-            return f"{path!r} is no convolution, dense layer or batch norm that the model calls: {list(flow.calls)}"
-    a, b = flow.calls[first], flow.calls[second]
-    if a.is_batch_norm == b.is_batch_norm:
-        return "one of them must be a batch norm, the other a convolution or dense layer"
-    for call in (a, b):
-        if call.obstacle is not None:
-            return f"{call.path}: {call.obstacle}"
-        if call.is_batch_norm and jnp.ndim(weights[call.path]["mean"]) != 1:
-            return f"{call.path}: its variables are stacked, as in a scan over layers"
-    if flow.source[second] != first:
-        return f"the input of {second} is not the output of {first}, it is made by {flow.source[second]}"
-    if flow.reader.get(first) != second:
-        return f"the output of {first} is read by others than {second} too"
-    if a.is_batch_norm and (a.obstacle_next or b.obstacle_next):
-        call = a if a.obstacle_next else b
-        return f"{call.path}: {call.obstacle_next}"
-    return None
-
-
-def _fold_pairs(flow: Flow, weights, pairs: Sequence[Pair]):
-    """The weights of all calls, with the pairs folded one after the other."""
-    weights = {path: dict(w) for path, w in weights.items()}
-    for first, second in pairs:
-        backward = flow.calls[second].is_batch_norm
-        layer, norm = (flow.calls[first], flow.calls[second]) if backward else (flow.calls[second], flow.calls[first])
-        old, bias = weights[layer.path]["kernel"], weights[layer.path].get("bias")
-        params = {k: v for k, v in weights[norm.path].items() if k in ("scale", "bias")}
-        stats = {k: v for k, v in weights[norm.path].items() if k not in params}
-        if backward:
-            kernel, new_bias = previous(old, bias, params, stats, norm.epsilon, layer.out_axis)
-        else:
-            kernel, new_bias = following(old, bias, params, stats, norm.epsilon, layer.groups)
-        new = {"kernel": kernel.astype(old.dtype)}
-        if bias is not None:
-            new["bias"] = new_bias.astype(bias.dtype)
-        try:
-            check_overflow(old, *new.values())
-        except ValueError as error:
-            raise ValueError(f"({first!r}, {second!r}): {error}") from None
-        weights[layer.path].update(new)
-        params, stats = identity(params, stats, norm.epsilon, None if bias is not None else new_bias)
-        weights[norm.path] = {**params, **stats}
-    return weights
-
-
-def _check_same(before, after) -> None:
-    """A net under the reading of the program: weights that are used in a second place, or normalized themselves."""
-    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        if not jnp.issubdtype(x.dtype, jnp.inexact):
-            continue
-        wide = np.complex128 if jnp.iscomplexobj(x) else np.float64
-        tolerance = 0.05 if jnp.finfo(x.dtype).bits < 32 else 0.01
-        x, y = np.asarray(x).astype(wide), np.asarray(y).astype(wide)
-        largest = np.max(np.abs(x), initial=0.0, where=np.isfinite(x))
-        if not np.allclose(x, y, rtol=0.0, atol=tolerance * largest, equal_nan=True):
-            raise ValueError(
-                f"Folding would change the outputs by {np.nanmax(np.abs(x - y)):.3g} (they reach {largest:.3g}): "
-                "weights of a folded layer are used in another place too, or computed from others; name the `pairs` "
-                "without it. Nothing was changed."
-            )
+def _lines(left: dict[str, str]) -> str:
+    return "".join(f"\n  {path}: {reason}" for path, reason in left.items())

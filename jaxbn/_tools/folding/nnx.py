@@ -1,19 +1,25 @@
 """Folding, the side of nnx: where the weights of a layer stand in the model, and how its calls are marked."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
 
-from jaxbn._tools.folding import layers
-from jaxbn._tools.folding.flow import Flow, marked, trace
+from jaxbn._tools.folding import flow, layers
+from jaxbn._tools.folding.affine import Weights
+from jaxbn._tools.folding.arguments import split_arrays, split_input
+from jaxbn._tools.folding.program import trace
 from jaxbn.nnx import BatchNorm
 
 LAYERS = (
-    ((BatchNorm, nnx.BatchNorm), layers.describe_batch_norm),
-    ((nnx.Linear,), layers.describe_dense),
-    ((nnx.Conv,), layers.describe_conv),
-    ((nnx.ConvTranspose,), layers.describe_conv_transpose),
+    (BatchNorm, layers.describe_batch_norm),
+    (nnx.BatchNorm, layers.describe_batch_norm),
+    (nnx.Linear, layers.describe_dense),
+    (nnx.LinearGeneral, layers.describe_dense_general),
+    (nnx.Einsum, layers.describe_einsum),
+    (nnx.Conv, layers.describe_conv),
+    (nnx.ConvTranspose, layers.describe_conv_transpose),
 )
 NAMES = ("kernel", "scale", "bias", "mean", "var", "count")
 
@@ -22,67 +28,68 @@ class NnxModel:
     """An nnx module, and the arguments with which it evaluates."""
 
     def __init__(self, model: nnx.Module, *args, **kwargs):
-        self.subject, self.args = model, args
-        self._kwargs = kwargs
-        graphdef, _ = nnx.split(_evaluating(model))
-        self._evaluate = jax.jit(lambda state: nnx.merge(graphdef, state)(*args, **kwargs))
+        self._model, self._kwargs = model, kwargs
+        self._arrays, self._join = split_arrays(args)
 
-    def evaluate(self, model: nnx.Module):
-        """The output of `model`, which has the structure of this one."""
-        return self._evaluate(nnx.split(_evaluating(model))[1])
+    def flow(self):
+        """Where the outputs of its layers go, and path -> name -> value of the program of their weights."""
+        copy = nnx.clone(self._model)
+        copy.eval()
+        graphdef, state = nnx.split(copy)
+        numbers: dict[str, dict[str, int]] = {}
 
-    def flow(self) -> Flow:
-        """Where the outputs of its layers go."""
-        graphdef, state = nnx.split(_evaluating(self.subject))
-
-        def program(state, args):
+        def program(state, arrays):
             model = nnx.merge(graphdef, state)
+            leaves = jax.tree.leaves(state)
             for path, module in _modules(model).items():
+                traced = {k: v.get_raw_value() for k, v in _variables(module).items()}
+                places = {k: [i for i, leaf in enumerate(leaves) if leaf is v] for k, v in traced.items()}
+                numbers[path] = {k: i[0] for k, i in places.items() if i}
                 _mark_calls(path, module)
-            return model(*args, **self._kwargs)
+            return model(*self._join(arrays), **self._kwargs)
 
-        return trace(program, state, self.args)
+        found = flow.find(trace(program, state, self._arrays))
+        return found, {p: {k: found.program.inputs[i] for k, i in w.items()} for p, w in numbers.items()}
 
-    def weights(self, paths: Iterable[str]) -> dict[str, dict[str, jax.Array]]:
+    def weights(self) -> dict[str, Weights]:
         """path -> {'kernel', 'bias'} of a layer, {'scale', 'bias', 'mean', 'var', ...} of a batch norm."""
-        modules = _modules(self.subject)
-        return {path: {k: v[...] for k, v in _variables(modules[path]).items()} for path in paths}
+        modules = _modules(self._model)
+        return {path: {k: v.get_value() for k, v in _variables(m).items()} for path, m in modules.items()}
 
-    def with_weights(self, weights: dict[str, dict[str, jax.Array]]) -> nnx.Module:
+    def with_weights(self, weights: Mapping[str, Weights]) -> nnx.Module:
         """A new model of the same structure."""
-        model = nnx.clone(self.subject)
+        model = nnx.clone(self._model)
         modules = _modules(model)
         for path, values in weights.items():
             variables = _variables(modules[path])
             for name, value in values.items():
-                variables[name][...] = value
+                variables[name].set_value(value)
         return model
-
-
-def _evaluating(model: nnx.Module) -> nnx.Module:
-    """A copy in evaluation mode."""
-    copy = nnx.clone(model)
-    copy.eval()
-    return copy
 
 
 def _modules(model: nnx.Module) -> dict[str, nnx.Module]:
     """The layers of the model that folding knows, by path."""
-    types = tuple(t for types, _ in LAYERS for t in types)
+    types = tuple(cls for cls, _ in LAYERS)
     return {"/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, types)}
 
 
-def _variables(module: nnx.Module) -> dict[str, nnx.Variable]:
+def _variables(module: nnx.Module) -> dict[str, Any]:
     return {k: v for k, v in vars(module).items() if k in NAMES and isinstance(v, nnx.Variable)}
 
 
 def _mark_calls(path: str, module: nnx.Module) -> None:
-    """Gives `module` a class of its own, whose calls are marked: a call looks its method up in the class."""
+    """Marks the calls of a layer that folding knows: those of its class, whatever a subclass does around them.
+
+    The module gets a class of its own, in whose order of resolution the marks stand right before that class: a call
+    looks its method up in the class, and so does `super()`. The class goes with the module through jit and scan.
+    """
     plain = type(module)
-    describe = next(d for types, d in LAYERS if isinstance(module, types))
+    known, describe = next(row for row in LAYERS if isinstance(module, row[0]))
 
-    def call(self, x, *rest, **kwargs):
+    def call(self, *args, **kwargs):
+        x, rest, kwargs = split_input(args, kwargs)
         described = describe(path, self, x, *rest, **kwargs)
-        return marked(described, lambda x: plain.__call__(self, x, *rest, **kwargs), x)
+        return flow.marked(described, lambda x: known.__call__(self, x, *rest, **kwargs), x)
 
-    object.__setattr__(module, "__class__", type(plain.__name__, (plain,), {"__call__": call}))
+    marks = type(known.__name__, (known,), {"__call__": call})
+    object.__setattr__(module, "__class__", marks if plain is known else type(plain.__name__, (plain, marks), {}))

@@ -1,0 +1,129 @@
+"""Names of layers in another framework, by patterns: a table says which belong together, not one by one.
+
+A row is `pattern in the model: pattern in the checkpoint`. `*` stands for anything within one part of a name, `**` for
+any number of parts. What matches is paired by kind (convolutions with convolutions, batch norms with batch norms) and
+in order (2 before 10), the first with the first; there must be as many on both sides. Rows are taken from the top, and
+what one has taken is gone for the next.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+Kinds = Mapping[str, str]
+"""name of a layer -> its kind"""
+
+TORCHVISION_RESNET: Mapping[str, str] = MappingProxyType(
+    {
+        "conv_init": "conv1",
+        "bn_init": "bn1",
+        "*ResNetBlock_*/Conv_*": "layer*.*.conv*",
+        "*ResNetBlock_*/BatchNorm_*": "layer*.*.bn*",
+        "*ResNetBlock_*/conv_proj": "layer*.*.downsample.0",
+        "*ResNetBlock_*/norm_proj": "layer*.*.downsample.1",
+        "Dense_0": "fc",
+    }
+)
+"""ResNets, ResNeXts and wide ResNets of torchvision and timm, for one with the names of Flax's ImageNet example."""
+TORCHVISION_MOBILENET_V2: Mapping[str, str] = MappingProxyType(
+    {
+        "InvertedResidual_*/**": "features.*.conv.**",
+        "Conv_*": "features.*.0",
+        "BatchNorm_*": "features.*.1",
+        "Dense_0": "classifier.1",
+    }
+)
+"""MobileNetV2 of torchvision, for one of compact modules: stem, `InvertedResidual_*`, last convolution, `Dense_0`."""
+TIMM_MOBILENET_V2: Mapping[str, str] = MappingProxyType(
+    {
+        "InvertedResidual_0/Conv_0": "blocks.0.0.conv_dw",
+        "InvertedResidual_0/Conv_1": "blocks.0.0.conv_pw",
+        "InvertedResidual_*/Conv_0": "blocks.*.*.conv_pw",
+        "InvertedResidual_*/Conv_1": "blocks.*.*.conv_dw",
+        "InvertedResidual_*/Conv_2": "blocks.*.*.conv_pwl",
+        "InvertedResidual_*/BatchNorm_*": "blocks.*.*.bn*",
+        "Conv_0": "conv_stem",
+        "Conv_1": "conv_head",
+        "BatchNorm_*": "bn*",
+        "Dense_0": "classifier",
+    }
+)
+"""The same network in timm, whose first block has no expansion and other names."""
+TABLES = {
+    "TORCHVISION_RESNET": TORCHVISION_RESNET,
+    "TORCHVISION_MOBILENET_V2": TORCHVISION_MOBILENET_V2,
+    "TIMM_MOBILENET_V2": TIMM_MOBILENET_V2,
+}
+
+
+def resolve(names: Mapping[str, str], ours: Kinds, theirs: Kinds, separator: str) -> dict[str, str]:
+    """The names of the layers that the rows match: path -> name in the other framework.
+
+    Args:
+      names: the table; a row without `*` is taken as it is.
+      ours, theirs: the layers of both sides.
+      separator: between the parts of their names; of ours it is '/'.
+
+    Raises:
+      ValueError: a row without `*` speaks of no layer of the model, or one with it matches more on one side.
+    """
+    found: dict[str, str] = {}
+    for path, name in names.items():
+        if not is_pattern(path, name):
+            if path not in ours:
+                raise ValueError(f"`names` must speak of layers of the model, {_some(ours)}, got {path!r}.")
+            found[path] = name
+            continue
+        mine = _matching(path, "/", ours, found)
+        other = _matching(name, separator, theirs, found.values())
+        for kind in sorted({ours[p] for p in mine} | {theirs[n] for n in other}):
+            a, b = [p for p in mine if ours[p] == kind], [n for n in other if theirs[n] == kind]
+            if len(a) != len(b):
+                raise ValueError(
+                    f"A row of `names` must match as many layers of a kind on both sides: {path!r} matches {len(a)} "
+                    f"({kind}) of the model, {_some(a)}, and {name!r} {len(b)} of the checkpoint, {_some(b)}."
+                )
+            found.update(zip(a, b, strict=True))
+    return found
+
+
+def by_shape(ours: Mapping[str, object], theirs: Mapping[str, object]) -> dict[str, str]:
+    """A guess: each layer of ours with the first of theirs, in order, that has its kind and shapes."""
+    left, guess = sorted(theirs, key=in_order), {}
+    for path in sorted(ours, key=in_order):
+        name = next((n for n in left if theirs[n] == ours[path]), None)
+        if name is not None:
+            left.remove(name)
+            guess[path] = name
+    return guess
+
+
+def is_pattern(*texts: str) -> bool:
+    """Whether one of them has a `*`."""
+    return any("*" in text for text in texts)
+
+
+def in_order(name: str) -> list[tuple[int, int, str]]:
+    """The key by which 'block2' stands before 'block10'."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)|[/._]", name) if part]
+
+
+def kind(leaves: Iterable[str], rank: Callable[[str], int]) -> str:
+    """What a layer is, by the variables that it has (in any framework) and their numbers of axes."""
+    leaves = set(leaves)
+    if leaves & {"mean", "running_mean", "moving_mean"}:
+        return "batch norm"
+    kernel = next(iter(leaves & {"kernel", "weight", "embedding", "embeddings"}), None)
+    ranks = {None: "other", 1: "other", 2: "dense"}
+    return ranks.get(None if kernel is None else rank(kernel), "convolution")
+
+
+def _matching(pattern: str, separator: str, names: Iterable[str], taken) -> list[str]:
+    one = f"[^{re.escape(separator)}]*"
+    regex = re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", one)
+    return sorted((n for n in names if n not in taken and re.fullmatch(regex, n)), key=in_order)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{names[:4]}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
