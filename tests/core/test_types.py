@@ -1,6 +1,7 @@
 """What a type checker sees of a user's script with NumPy arrays, in strict mode."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,8 @@ y = jaxbn.normalize(made, x, stats["mean"], stats["var"], activation=jax.nn.silu
 linen_layer = BatchNorm(use_running_average=False, momentum=None, activation=jax.nn.relu)
 nnx_layer = NNXBatchNorm(3, momentum=jaxbn.debiased(0.9), rngs=nnx.Rngs(0))
 array = nnx_layer(x, mask=mask, residual=x)
+nnx_layer = jaxbn.recalibrate(lambda model, x: model(x), nnx_layer, [x])
+same: NNXBatchNorm = jaxbn.fold(nnx_layer, x)
 """
 WRONG = """
 import numpy as np
@@ -61,8 +64,9 @@ pytestmark = [
 
 def pyright(*arguments: str, folder: Path) -> dict:
     """What pyright says of the files in `folder`, or of what the arguments name."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = ["pyright", "--outputjson", "--pythonpath", sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return json.loads(done.stdout)
 
 
@@ -83,3 +87,10 @@ def test_wrong_arguments_are_found_without_running(tmp_path):
     lines = WRONG.split("\n")
     wrong = {i for i, line in enumerate(lines) if line.startswith(("jaxbn.batch_norm", "jaxbn.normalize"))}
     assert {line for line, _ in errors_of(WRONG, tmp_path)} == wrong
+
+
+def test_every_public_name_has_a_type(tmp_path):
+    completeness = pyright("--verifytypes", "jaxbn", "--ignoreexternal", folder=tmp_path)["typeCompleteness"]
+    unknown = [s["name"] for s in completeness["symbols"] if s["isExported"] and not s["isTypeKnown"]]
+    assert unknown == []
+    assert completeness["completenessScore"] == 1
