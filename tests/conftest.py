@@ -14,8 +14,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SLOW = {
     "core": {
-        "against_flax", "arguments", "cold_start", "derivatives", "dtypes", "explicit_mesh", "masks_broadcast", "memory",
-        "program_traffic", "sizes", "switches", "values", "virtual_batch",
+        "against_flax", "arguments", "cold_start", "derivatives", "dtypes", "explicit_mesh", "masks_broadcast",
+        "memory", "program_traffic", "sizes", "switches", "values", "virtual_batch",
     },
     "examples": {"digits", "fine_tune", "multi_process", "resume", "study", "study_page", "sync_example"},
     "interop": {"interop_torch", "names", "saved"},
