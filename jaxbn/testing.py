@@ -28,7 +28,7 @@ DESCRIPTIONS = {
 
 def assert_split_invariant(
     model: Any,
-    *inputs: jax.Array,
+    *inputs: Any,
     variables: Mapping[str, Any] | None = None,
     axis_name: str = "batch",
     parts: int = 2,

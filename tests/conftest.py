@@ -7,6 +7,31 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_DEFAULT_PRNG_IMPL"] = "rbg"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SLOW = {
+    "core": {
+        "against_flax", "arguments", "cold_start", "derivatives", "dtypes", "explicit_mesh", "masks_broadcast",
+        "memory", "program_traffic", "sizes", "switches", "values", "virtual_batch",
+    },
+    "examples": {"digits", "fine_tune", "multi_process", "resume", "study", "study_page", "sync_example"},
+    "interop": {"interop_torch", "names", "saved"},
+    "models": {"linen_drop_in", "linen_transforms", "nnx_drop_in", "nnx_transforms", "options"},
+    "sync": {"group_isolation", "sync"},
+    "tools": {
+        "accumulate", "batches", "fold_errors", "fold_model", "fold_networks", "fold_nnx", "fold_places", "fold_resnet",
+        "networks", "recalibrate", "recalibrate_kinds", "recalibrate_stacks", "testing",
+    },
+}  # fmt: skip
+"""The files tests/FOLDER/test_NAME.py that are marked as slow."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW.get(item.path.parent.name, ()) or item.get_closest_marker(
+            "exhaustive"
+        ):
+            item.add_marker(pytest.mark.slow)

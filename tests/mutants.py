@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from tests.mutant_table import EQUIVALENT, MUTANTS, Mutant  # noqa: E402
 
 COMMAND = ["-m", "pytest", "-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=no"]
-COMMAND += ["-m", "not slow", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
+COMMAND += ["-m", "not exhaustive"]
 
 
 def plant(mutant: Mutant, folder: Path) -> None:

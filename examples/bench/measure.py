@@ -58,7 +58,7 @@ def variance_error(peer: str, offset: float) -> float:
 
     Read off the output, whose variance is that of the batch over the one that the layer computed.
     """
-    w = Workload("accuracy", "float32", "", (4096, 8))
+    w = Workload("accuracy", "float32", "", (4096, 64))
     layer = peers.layer(peer, w)
     # Times 100, so that no epsilon is seen.
     x = (100 * (np.random.default_rng(0).normal(size=w.shape) + offset)).astype(np.float32)

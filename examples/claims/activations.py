@@ -1,106 +1,158 @@
 """Claim 6: saturating activations become usable, and ReLU units do not die."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 
 from claims import network as net
-from claims.claim import Finding, Results, Setting, best, interval
+from claims.claim import NOT_SHOWN, PARTLY, SUPPORTED, Finding, Interval, Results, Setting, difference, interval
+from claims.drawing import bars, curve, panel
 from claims.network import Network
-from claims.training import Plan, Runs, train
-from figures import BLUE, ORANGE
+from claims.training import Plan, Runs, inputs, part_of, train
+from claims.tuning import tuned
 
-TITLE = "Freedom of activation"
-CLAIM = "Saturating activations become usable, and ReLU units do not die."
+TITLE = "Choice of the activation"
+SENTENCE = "It affects the choice of activation functions: sigmoid and tanh saturate less, and ReLU units do not die."
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "leaky_relu")
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 DEPTH = 10
+STEPS = 400
+RATES = (0.03, 0.1, 0.3, 1.0)
+SUPPORT = "sigmoid networks train with it and not without, and fewer ReLU units are zero on every training image"
+AGAINST = "no gain for sigmoid or tanh, or as many dead units; a run that diverged has none that count"
+LIMITS = (
+    "One depth. A unit is dead where it is zero on all training images; rates are the same for both, because it is the "
+    "rate that kills units, and runs that diverged are told apart, not counted as dead."
+)
+LOOK = "Left: the gap between the two bars. Right: dead units among the runs that did not diverge, at each rate."
+NORMS = ("batch", "none")
 
 
 def parts(setting: Setting):
-    plan = Plan(setting.steps(300), evaluations=1)
-    rates = setting.some(RATES)
+    plan = Plan(setting.steps(STEPS), evaluations=5)
 
-    def measured(network):
-        @jax.jit
-        @functools.partial(jax.vmap, in_axes=(0, 0, None))
-        def dead_share(params, batch_stats, x):
-            out = net.apply(network, params, batch_stats, x, train=False)
-            idle = [(~(h > 0)).all(0).mean() for h in out.outputs]  # in a run that diverged, all of them
-            return sum(idle) / len(idle)
+    def dead(norm):
+        """At fixed rates, high ones too."""
 
         def measure():
-            out = train(network, plan, setting.data, Runs.grid(setting.seeds, rates))
+            network = Network(depth=DEPTH, norm=norm)
+            rates = setting.some(RATES) if not setting.fast else [RATES[0], RATES[-1]]
+            runs = Runs.grid(range(setting.seeds), rates)
+            steady = plan._replace(decay=False)
+            out = train(network, steady, setting.images, runs)
+            own = inputs(network, steady, setting.images, runs)._replace(params=None, batch_stats=None, batches=None)
+
+            @jax.jit
+            @functools.partial(jax.vmap)
+            def idle(params, batch_stats, own):
+                x, _ = part_of(setting.images, own, own.train)
+                outputs = net.apply(network, params, batch_stats, x, train=False).outputs
+                return sum((h == 0).all(0).mean() for h in outputs) / len(outputs)
+
             shape = (setting.seeds, len(rates))
-            dead = dead_share(out.params, out.batch_stats, setting.data.train_x)
-            found = {"accuracy": out.test_accuracy[:, -1], "dead": dead}
-            return {"rates": rates} | {k: np.asarray(v).reshape(shape) for k, v in found.items()}
+            share = np.where(out.diverged, np.nan, np.asarray(idle(out.params, out.batch_stats, own)))
+            test = np.where(out.diverged, np.nan, out.test_accuracy)
+            return {
+                "rates": rates,
+                "dead": share.reshape(shape),
+                "test": test.reshape(shape),
+                "lost": out.diverged.reshape(shape),
+            }
 
         return measure
 
-    return {
-        f"{activation}, {norm}": measured(Network(depth=DEPTH, norm=norm, activation=activation))
+    found = {
+        f"{activation}, {norm}": functools.partial(
+            tuned, Network(depth=DEPTH, norm=norm, activation=activation), plan, setting
+        )
         for activation in ACTIVATIONS
-        for norm in ("batch", "none")
+        for norm in NORMS
     }
+    return found | {f"dead, {norm}": dead(norm) for norm in NORMS}
 
 
-def _at_best(result, name: str) -> np.ndarray:
-    return np.asarray(result[name])[:, best(result["accuracy"])]
+def _gain(results: Results, activation: str):
+    return difference(results[f"{activation}, batch"]["test"], results[f"{activation}, none"]["test"])
+
+
+def _dead(results: Results, norm: str) -> list:
+    """At each rate: the share of dead units in the runs that did not diverge."""
+    return [interval(v) for v in np.asarray(results[f"dead, {norm}"]["dead"], float).T]
+
+
+def _both_train(results: Results) -> int | None:
+    """The highest rate at which no run of either diverged, and both learn."""
+    tests = [np.asarray(results[f"dead, {norm}"]["test"], float) for norm in NORMS]
+    fine = [all(np.isfinite(t[:, i]).all() and t[:, i].mean() > 0.8 for t in tests) for i in range(tests[0].shape[1])]
+    return max((i for i, good in enumerate(fine) if good), default=None)
 
 
 def finding(results: Results) -> Finding:
-    def accuracy(activation, norm):
-        return interval(_at_best(results[f"{activation}, {norm}"], "accuracy"))
-
-    def dead(norm):
-        """At the highest learning rate, where units die."""
-        return interval(np.asarray(results[f"relu, {norm}"]["dead"])[:, -1])
-
-    gain = interval(_at_best(results["sigmoid, batch"], "accuracy") - _at_best(results["sigmoid, none"], "accuracy"))
-    usable = gain.mean - gain.half > 0 and accuracy("sigmoid", "batch").mean > 0.9
-    alive = dead("batch").mean + dead("batch").half < dead("none").mean - dead("none").half
+    gains = {a: _gain(results, a) for a in ACTIVATIONS}
+    dead = {norm: _dead(results, norm) for norm in NORMS}
+    rates = results["dead, batch"]["rates"]
+    usable = gains["sigmoid"].word() == "higher"
+    at = _both_train(results)
+    fewer = at is not None and dead["batch"][at].high < dead["none"][at].low
+    lost = {norm: np.asarray(results[f"dead, {norm}"]["lost"]).sum(0) for norm in NORMS}
+    high = (
+        f"at rate {rates[-1]:g}, {100 * dead['batch'][-1].mean:.1f} % with and "
+        + (f"{100 * dead['none'][-1].mean:.1f} %" if np.isfinite(dead["none"][-1].mean) else "no run to count")
+        + f" without ({lost['batch'][-1]} and {lost['none'][-1]} runs diverged)"
+    )
+    both = (
+        f"at rate {rates[at]:g}, where both train, {dead['batch'][at].percent()} are dead with and "
+        f"{dead['none'][at].percent()} without"
+        if at is not None
+        else "at no rate do both train"
+    )
+    if usable and fewer:
+        verdict, because = SUPPORTED, "sigmoid needs it, and where both train fewer ReLU units are dead with it"
+    elif usable:
+        verdict, because = PARTLY, "sigmoid needs it; that fewer ReLU units die is not shown"
+    elif fewer:
+        verdict, because = PARTLY, "where both train fewer ReLU units are dead; sigmoid gains nothing"
+    else:
+        verdict, because = NOT_SHOWN, "neither is"
     texts = [
-        f"{a.replace('_', ' ')} {accuracy(a, 'batch').percent()} with, {accuracy(a, 'none').percent()} without"
+        f"{a.replace('_', ' ')} {interval(results[f'{a}, batch']['test']).percent()} with, "
+        f"{interval(results[f'{a}, none']['test']).percent()} without"
         for a in ACTIVATIONS
     ]
-    rate = results["relu, batch"]["rates"][-1]
+    numbers = {f"gain, {a}": gains[a].points() for a in ACTIVATIONS}
+    numbers |= {f"{a}, {n}": interval(results[f"{a}, {n}"]["test"]).percent() for a in ACTIVATIONS for n in NORMS}
     return Finding(
-        f"test accuracy of a dense network of {DEPTH} layers at each one's best learning rate; share of ReLU units "
-        f"that are zero on all training images, at learning rate {rate:g}",
-        f"{'; '.join(texts)}; dead units {dead('batch').percent()} with, {dead('none').percent()} without",
-        {
-            (True, True): "holds",
-            (True, False): "holds in part: sigmoid becomes usable; no fewer ReLU units die",
-            (False, True): "holds in part: fewer ReLU units die; sigmoid stays unusable",
-            (False, False): "does not hold here",
-        }[bool(usable), bool(alive)],
+        f"test accuracy of a dense network of {DEPTH} layers, rates chosen for each; share of ReLU units that are zero "
+        "on all training images, in the runs that did not diverge",
+        f"{'; '.join(texts)}; ReLU units: {both}; {high}",
+        verdict,
+        because,
+        numbers | {"dead": both, "dead at the highest": high},
     )
+
+
+def seen(results: Results) -> str:
+    n = finding(results).numbers
+    return f"Sigmoid: {n['sigmoid, batch']} with, {n['sigmoid, none']} without. Dead ReLU units: {n['dead']}"
 
 
 def draw(results: Results):
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    places = np.arange(len(ACTIVATIONS))
-    for i, (norm, colour, label) in enumerate((("batch", BLUE, "with batch norm"), ("none", ORANGE, "without"))):
-        values = [interval(100 * _at_best(results[f"{a}, {norm}"], "accuracy")) for a in ACTIVATIONS]
-        axes[0].bar(
-            places + 0.4 * i - 0.2, [v.mean for v in values], 0.38, yerr=[v.half for v in values],
-            color=colour, label=label, hatch="//" * i, edgecolor="white", error_kw={"linewidth": 1},
-        )  # fmt: skip
-        r = results[f"relu, {norm}"]
-        values = [interval(v) for v in 100 * np.asarray(r["dead"]).T]
-        axes[1].errorbar(r["rates"], [v.mean for v in values], [v.half for v in values], color=colour, marker="os"[i])
-    axes[0].set_xticks(places, [a.replace("_", "\n") for a in ACTIVATIONS])
-    axes[0].grid(axis="x", visible=False)
-    axes[0].set(ylabel="test accuracy [%]", title="at the best learning rate", ylim=(0, 102))
-    axes[1].set(
-        ylabel="dead ReLU units [%]",
-        xlabel="learning rate",
-        xscale="log",
-        title="zero on all training images",
-        ylim=(-2, 102),
-    )
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    return figure
+    first, axes = panel("test accuracy", "", "%", ylim=(0, 102))
+    tops: dict[str, Sequence[Interval]] = {
+        n: [interval(results[f"{a}, {n}"]["test"]) for a in ACTIVATIONS] for n in NORMS
+    }
+    bars(axes, [a.replace("_", "\n") for a in ACTIVATIONS], tops)
+    axes.legend(loc="lower right", frameon=True, framealpha=0.7)
+    second, axes = panel("dead ReLU units", "learning rate", "% of the units", xscale="log")
+    for norm in NORMS:
+        r = results[f"dead, {norm}"]
+        curve(axes, r["rates"], 100 * np.asarray(r["dead"], float), norm)
+        for rate, lost in zip(r["rates"], np.asarray(r["lost"]).sum(0), strict=True):
+            if lost:
+                axes.annotate(
+                    f"{lost} diverged", (rate, 0), (0, -4 if norm == "batch" else 4),
+                    textcoords="offset points", ha="right", fontsize=8,
+                )  # fmt: skip
+    axes.legend(loc="upper left")
+    return [first, second]

@@ -2,130 +2,195 @@
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 
-from claims.claim import Finding, Results, Setting, interval
+from claims.claim import (
+    NOT_SHOWN,
+    PARTLY,
+    SUPPORTED,
+    Finding,
+    Results,
+    Setting,
+    difference,
+    interval,
+    power_of_ten,
+)
+from claims.drawing import COLOURS, DASHES, curve, panel
 from claims.network import Network
-from claims.training import Plan, Runs, loss_of, start, train
-from figures import BLUE, GREEN, ORANGE, RED
+from claims.training import Plan, Runs, inputs, loss_of, part_of
+from claims.tuning import LOW_RATES, tuned
 
 TITLE = "Depth"
-CLAIM = "Vanishing and exploding gradients are prevented, so that deeper networks train."
-DEPTHS = (2, 5, 10, 20, 35, 50)
-RATES = (0.003, 0.01, 0.03, 0.1)
-SCALES = {"He's weights": 1.0, "weights too small (1/2)": 0.5, "weights too large (2)": 2.0}
+SENTENCE = "It addresses vanishing and exploding gradients and makes deeper networks trainable."
+DEPTHS = (5, 20, 30)
+SCALES = {"He's": 1.0, "half of He's": 0.5, "twice He's": 2.0}
 WIDTH = 32
-ENOUGH = 0.9
+STEPS = 800
+SUPPORT = (
+    "the scale of the initial weights does not compound in its gradients, and it trains at depths at which He's "
+    "weights alone do not"
+)
+AGAINST = "He's weights alone, or residual branches that start at 0, train as deep or deeper without it"
+LIMITS = (
+    f"Dense networks of {WIDTH} units, {STEPS} steps for all: without shortcuts more steps might reach deeper. "
+    "Convolutional residual networks are claim 9."
+)
+LOOK = (
+    "Do the lines of different initial weights stay together, with batch norm and without? Last: which lines stay up "
+    "as the network gets deeper?"
+)
+ARMS = {
+    "batch": Network(width=WIDTH),
+    "none": Network(width=WIDTH, norm="none"),
+    "residual": Network(width=WIDTH, norm="none", branches_from_zero=True),
+}
+NAMES = {
+    "batch": "with batch norm",
+    "none": "without: He's weights",
+    "residual": "without: residual, from 0",
+}
 
 
 def parts(setting: Setting):
-    plan = Plan(setting.steps(300), evaluations=1)
-    depths, rates = setting.some(DEPTHS), setting.some(RATES)
+    plan = Plan(setting.steps(STEPS), evaluations=5)
+    depths = setting.some(DEPTHS)
+
+    def gradients(network):
+        def measure():
+            runs = Runs.grid(range(setting.seeds), [0.0], SCALES.values())
+            own = inputs(network, Plan(1, 1, evaluations=1), setting.images, runs)
+
+            @jax.jit
+            @jax.vmap
+            def norms(own):
+                x, y = part_of(setting.images, own, own.train[:256])
+                grads = jax.grad(lambda p: loss_of(network, p, own.batch_stats, x, y)[0])(own.params)
+                pairs = zip(grads, own.params, strict=True)
+                return jnp.stack([jnp.linalg.norm(g["kernel"]) / jnp.linalg.norm(p["kernel"]) for g, p in pairs])
+
+            found = np.maximum(np.asarray(norms(own)), 1e-30)
+            return {"norms": found.reshape(setting.seeds, len(SCALES), -1)[..., :-1]}
+
+        return measure
+
     deepest = max(depths)
-
-    def gradients(norm):
-        network = Network(depth=deepest, width=WIDTH, norm=norm)
-
-        @jax.jit
-        @jax.vmap
-        def norms(params, batch_stats):
-            x, y = setting.data.train_x[:256], setting.data.train_y[:256]
-            grads = jax.grad(lambda p: loss_of(network, p, batch_stats, x, y)[0])(params)
-            pairs = zip(grads, params, strict=True)
-            return jnp.stack([jnp.linalg.norm(g["kernel"]) / jnp.linalg.norm(p["kernel"]) for g, p in pairs])
-
-        def measure():
-            runs = Runs.grid(setting.seeds, [0.0], SCALES.values())
-            found = np.asarray(norms(*start(network, setting.data, runs)))
-            return {"norms": found.reshape(setting.seeds, len(SCALES), -1), "depth": deepest}
-
-        return measure
-
-    def accuracies(norm, depth):
-        def measure():
-            network = Network(depth=depth, width=WIDTH, norm=norm)
-            out = train(network, plan, setting.data, Runs.grid(setting.seeds, rates))
-            return {"accuracy": np.asarray(out.test_accuracy)[:, -1].reshape(setting.seeds, -1), "rates": rates}
-
-        return measure
-
-    found = {f"gradients, {norm}": gradients(norm) for norm in ("batch", "none")}
+    found = {f"gradients, {name}": gradients(ARMS[name]._replace(depth=deepest)) for name in ("batch", "none")}
     for depth in depths:
-        found |= {f"depth {depth}, {norm}": accuracies(norm, depth) for norm in ("batch", "none")}
+        for name, network in ARMS.items():
+            found[f"depth {depth}, {name}"] = lambda network=network, depth=depth: tuned(
+                network._replace(depth=depth), plan, setting, LOW_RATES
+            )
     return found
 
 
-def _by_depth(results: Results, norm: str):
-    """Depths, and the accuracy [seeds] of each at its best learning rate."""
-    named = {int(k.split()[1].rstrip(",")): r for k, r in results.items() if k.startswith("depth") and k.endswith(norm)}
-    tops = []
-    for r in named.values():
-        accuracy = np.asarray(r["accuracy"])
-        tops.append(accuracy[:, accuracy.mean(0).argmax()])
-    return list(named), tops
+def _by_depth(results: Results, name: str) -> dict[int, np.ndarray]:
+    """Test accuracy [seeds] at each depth; 0 where a run diverged."""
+    named = {
+        int(k.split()[1].rstrip(",")): r for k, r in results.items() if k.startswith("depth") and k.endswith(f" {name}")
+    }
+    return {depth: np.nan_to_num(np.asarray(r["test"], float)) for depth, r in named.items()}
 
 
-def _deepest(results: Results, norm: str) -> int:
-    depths, tops = _by_depth(results, norm)
-    return max([d for d, top in zip(depths, tops, strict=True) if top.mean() >= ENOUGH] or [0])
+def _first(results: Results, name: str) -> np.ndarray:
+    """[scales]: the gradient of the first layer relative to its weights, geometric mean over the seeds."""
+    return np.exp(np.log(np.asarray(results[f"gradients, {name}"]["norms"], float)[..., 0]).mean(0))
 
 
-def _first(result) -> np.ndarray:
-    """[seeds, scales]: the gradient of the first layer, relative to its weights, as a power of ten."""
-    return np.log10(np.maximum(np.asarray(result["norms"], float)[..., 0], 1e-30))
+def growth(results: Results, name: str) -> float:
+    """How many times larger the first layer's gradient is than the last's, at He's weights."""
+    norms = np.asarray(results[f"gradients, {name}"]["norms"], float)[:, 0]
+    return float(np.exp(np.log(norms[:, 0] / norms[:, -1]).mean()))
 
 
 def finding(results: Results) -> Finding:
-    deep, plain = _deepest(results, "batch"), _deepest(results, "none")
-    first = {norm: _first(results[f"gradients, {norm}"]) for norm in ("batch", "none")}
-    powers = {norm: ", ".join(f"1e{p:.0f}" for p in first[norm].mean(0)) for norm in first}
-    steadier = np.ptp(first["batch"], 1).max() < np.ptp(first["none"], 1).min()
-    logs = np.log10(np.maximum(np.asarray(results["gradients, batch"]["norms"], float)[:, 0, :-1], 1e-30))
-    growth = interval(logs[:, 0] - logs[:, -1])
-    deepest = results["gradients, batch"]["depth"]
-    tops = {norm: interval(_by_depth(results, norm)[1][-1]) for norm in ("batch", "none")}
-    if steadier and deep > plain:
-        verdict = "holds"
+    tests = {name: _by_depth(results, name) for name in ARMS}
+    depths = list(tests["batch"])
+    first = {name: _first(results, name) for name in ("batch", "none")}
+    spread = {name: float(v.max() / v.min()) for name, v in first.items()}
+    ahead = {depth: difference(tests["batch"][depth], tests["none"][depth]) for depth in depths}
+    against_residual = {depth: difference(tests["batch"][depth], tests["residual"][depth]) for depth in depths}
+    steadier = spread["batch"] < spread["none"] / 100
+    deep = [depth for depth in depths if depth >= 20]
+    wins = [depth for depth in deep if ahead[depth].word() == "higher"]
+    worse = [depth for depth in deep if ahead[depth].word() == "lower"]
+    beaten = [depth for depth in deep if against_residual[depth].word() == "lower"]
+    if steadier and wins and not beaten:
+        verdict, because = (
+            SUPPORTED,
+            f"the weights' scale does not compound, and it is ahead at {_list(wins)} layers",
+        )
+    elif steadier and wins:
+        verdict = PARTLY
+        because = (
+            f"the weights' scale does not compound, and it is ahead of He's weights at {_list(wins)} layers; but "
+            f"residual branches that start at 0 do better without it at {_list(beaten)}"
+        )
     elif steadier:
-        verdict = (
-            "holds in part: gradients do not depend on the weights' scale; with He's weights no deeper network trains"
+        verdict = PARTLY
+        because = (
+            "the weights' scale does not compound in its gradients; but once the weights are He's, no deeper network "
+            "trains better with it" + (f", and at {_list(worse)} layers they train worse" if worse else "")
         )
     else:
-        verdict = "does not hold here"
-    if growth.mean > 1:
-        verdict += (
-            f"; its own gradients grow 1e{growth.mean:.1f} times from the last layer to the first (Yang et al. 2019)"
-        )
+        verdict, because = NOT_SHOWN, "the weights' scale compounds with it too"
+    texts = [
+        f"{depth} layers: {interval(tests['batch'][depth]).percent()} with, "
+        f"{interval(tests['none'][depth]).percent()} without, {interval(tests['residual'][depth]).percent()} without, "
+        f"residual from 0"
+        for depth in depths
+    ]
+    powers = {name: [power_of_ten(v) for v in first[name]] for name in first}
+    deepest = depths[-1]
+    numbers = {f"first, {name}, {scale}": powers[name][i] for name in powers for i, scale in enumerate(SCALES)} | {
+        "growth": f"{growth(results, 'batch'):.0f}",
+        "growth without": f"{growth(results, 'none'):.0f}",
+    }
+    for depth in depths:
+        numbers[f"with - without, {depth}"] = ahead[depth].points()
+        numbers[f"with - residual, {depth}"] = against_residual[depth].points()
+    for name in ARMS:
+        numbers[f"deepest, {name}"] = interval(tests[name][deepest]).percent()
     return Finding(
-        f"deepest plain network that ends above {ENOUGH:.0%}; gradient of the first of {deepest} layers at the start, "
-        f"relative to its weights, for {', '.join(SCALES)}",
-        f"{deep} layers with, {plain} without; at {deepest} layers {tops['batch'].percent()} against "
-        f"{tops['none'].percent()}; first gradient {powers['batch']} with, {powers['none']} without",
+        f"test accuracy by depth, rates chosen for each, from {LOW_RATES[0]:.1g} to {LOW_RATES[-1]:g}; at the start, "
+        f"the gradient of the first of {deepest} layers "
+        f"relative to its weights, for weights that are {', '.join(SCALES)}",
+        f"first gradient {', '.join(powers['batch'])} with, {', '.join(powers['none'])} without; " + "; ".join(texts),
         verdict,
+        because,
+        numbers,
+    )
+
+
+def _list(depths) -> str:
+    return " and ".join(map(str, depths))
+
+
+def seen(results: Results) -> str:
+    n = finding(results).numbers
+    scales = "half of He's", "twice He's"
+    ends = {name: " to ".join(n[f"first, {name}, {scale}"] for scale in scales) for name in ("none", "batch")}
+    return (
+        f"At the start the first layer's gradient is {ends['none']} of its weights without batch norm, from small "
+        f"initial weights to large ones, and {ends['batch']} with it. At the deepest: {n['deepest, batch']} with, "
+        f"{n['deepest, none']} without, {n['deepest, residual']} residual"
     )
 
 
 def draw(results: Results):
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
-    for ax, norm, title in ((axes[0], "batch", "with batch norm"), (axes[1], "none", "without")):
-        norms = np.maximum(np.asarray(results[f"gradients, {norm}"]["norms"], float)[..., :-1], 1e-30)
-        layers = np.arange(1, norms.shape[-1] + 1)
-        for i, (label, style) in enumerate(zip(SCALES, ((GREEN, "-"), (ORANGE, "--"), (RED, ":")), strict=True)):
-            logs = np.log10(norms[:, i])
-            ax.plot(layers, 10 ** logs.mean(0), style[1], color=style[0], label=label)
-            ax.fill_between(layers, 10 ** logs.min(0), 10 ** logs.max(0), color=style[0], alpha=0.2, linewidth=0)
-        ax.set(yscale="log", xlabel="layer", title=f"{title}, at the start", ylim=(1e-20, 1e18))
-    axes[0].set_ylabel("gradient / weights [ratio of norms]")
-    axes[1].legend(loc="center", bbox_to_anchor=(0.5, 0.7), fontsize=8)
-    for norm, colour, style, label in (("batch", BLUE, "o-", "with batch norm"), ("none", ORANGE, "s--", "without")):
-        depths, tops = _by_depth(results, norm)
-        values = [interval(100 * t) for t in tops]
-        axes[2].errorbar(
-            depths, [v.mean for v in values], [v.half for v in values], fmt=style, color=colour, label=label
-        )
-    axes[2].set(
-        xlabel="depth [layers]", ylabel="test accuracy [%]", title="after training, no shortcuts", ylim=(0, 102)
-    )
-    axes[2].legend(loc="lower left")
-    return figure
+    figures = []
+    for name, title in (("batch", "gradients at the start, with"), ("none", "gradients at the start, without")):
+        norms = np.asarray(results[f"gradients, {name}"]["norms"], float)
+        figure, axes = panel(title, "layer", "gradient / weights", yscale="log", ylim=(1e-20, 1e16))
+        for i, (scale, dash) in enumerate(zip(SCALES, ("-", "--", ":"), strict=True)):
+            logs = np.log(norms[:, i]).mean(0)
+            axes.plot(np.arange(1, len(logs) + 1), np.exp(logs), dash, color=COLOURS[name], label=scale)
+        axes.legend(title="initial weights", loc="lower center")
+        figures.append(figure)
+    figure, axes = panel("after training", "layers", "test accuracy [%]", ylim=(0, 102))
+    for name in ARMS:
+        tests = _by_depth(results, name)
+        look = {"label": NAMES[name]}
+        look |= {"color": COLOURS["none"], "marker": "P", "linestyle": DASHES["instance"]} if name == "residual" else {}
+        curve(axes, list(tests), 100 * np.array(list(tests.values())).T, "batch" if name == "batch" else "none", **look)
+    axes.legend(loc="lower left")
+    return [*figures, figure]

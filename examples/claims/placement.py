@@ -1,79 +1,101 @@
 """Claim 1: batch norm stands after the linear map and before the activation."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from claims.claim import Finding, Results, Setting, best, interval
+from claims.claim import MARGIN, NOT_SHOWN, PARTLY, SUPPORTED, Finding, Results, Setting, difference, interval
+from claims.drawing import bars, differences, panel
 from claims.network import Network
-from claims.training import Plan, Runs, steps_to, train
-from figures import BLUE, GREEN, ORANGE
+from claims.training import Plan
+from claims.tuning import chosen, tuned
 
 TITLE = "Where it stands"
-CLAIM = "It is placed after the linear map and before the activation."
-NETWORKS = {
-    "before": Network("conv", 4, 16),
-    "after": Network("conv", 4, 16, norm_last=True),
-    "none": Network("conv", 4, 16, norm="none"),
-}
-STYLES = {"before": (BLUE, "o-"), "after": (ORANGE, "s--"), "none": (GREEN, "^:")}
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
-TARGET = 0.9
+SENTENCE = "It is applied after the linear transformation and before the activation function."
+SUPPORT = f"before the activation is better than after it, by more than {100 * MARGIN:g} point"
+AGAINST = f"after the activation is as good, to {100 * MARGIN:g} point, or better"
+LIMITS = (
+    "Two small networks on one task. Where the norm stands also decides what folds into what: only before the "
+    "activation does it fold into the layer before it."
+)
+LOOK = "Is either interval right of the grey band, in which there is no difference?"
+KINDS = {"CNN": Network("conv", 4, 12), "dense network": Network(depth=6)}
+PLACES = {"before": {}, "after": {"norm_last": True}, "none": {"norm": "none"}}
+STEPS = {"CNN": 240, "dense network": 800}
 
 
 def parts(setting: Setting):
-    plan = Plan(setting.steps(200), evaluations=10)
-    rates = setting.some(RATES)
+    def measured(kind, changes):
+        plan = Plan(setting.steps(STEPS[kind]))
+        return lambda: tuned(KINDS[kind]._replace(**changes), plan, setting)
 
-    def measured(network):
-        def measure():
-            out = train(network, plan, setting.data, Runs.grid(setting.seeds, rates))
-            shape = (setting.seeds, len(rates))
-            accuracy = np.asarray(out.test_accuracy)
-            return {
-                "rates": rates,
-                "accuracy": accuracy[:, -1].reshape(shape),
-                "steps": steps_to(accuracy, TARGET, plan).reshape(shape),
-            }
+    return {f"{kind}, {place}": measured(kind, changes) for kind in KINDS for place, changes in PLACES.items()}
 
-        return measure
 
-    return {name: measured(network) for name, network in NETWORKS.items()}
+def _test(results: Results, kind: str, place: str):
+    return results[f"{kind}, {place}"]["test"]
+
+
+def _ahead(results: Results, kind: str, place: str, other: str):
+    return difference(_test(results, kind, place), _test(results, kind, other))
 
 
 def finding(results: Results) -> Finding:
-    at = {name: best(r["accuracy"]) for name, r in results.items()}
-    top = {name: np.asarray(r["accuracy"])[:, at[name]] for name, r in results.items()}
-    ahead = interval(top["before"] - top["after"])
-    gain = interval(top["before"] - top["none"])
-    if ahead.mean - ahead.half > 0:
-        verdict = "holds: before the activation is better than after it"
-    elif ahead.mean + ahead.half < 0:
-        verdict = "does not hold here: after the activation is better; either is better than none"
+    ahead = {kind: _ahead(results, kind, "before", "after") for kind in KINDS}
+    gain = {kind: _ahead(results, kind, "before", "none") for kind in KINDS}
+    words = {kind: ahead[kind].word() for kind in KINDS}
+    if all(word == "higher" for word in words.values()):
+        verdict, because = SUPPORTED, "before the activation is better in both networks"
+    elif any(word == "higher" for word in words.values()):
+        better = next(kind for kind, word in words.items() if word == "higher")
+        verdict, because = PARTLY, f"before the activation is better in the {better} only"
     else:
-        verdict = "holds in part: before or after the activation makes no difference that these seeds show"
-    if gain.mean - gain.half <= 0:
-        verdict += "; the gain over none is within the noise"
-    rates = {name: results[name]["rates"][at[name]] for name in results}
+        said = {
+            "same": "makes no difference",
+            "lower": "is worse than after it",
+            "unclear": "is not shown to be better",
+        }
+        verdict = NOT_SHOWN
+        alike = set(words.values()) == {"same"}
+        because = (
+            "before or after makes no difference in either network"
+            if alike
+            else "; ".join(f"before the activation {said[words[kind]]} in the {kind}" for kind in KINDS)
+        )
+    texts = [
+        f"{kind}: {interval(_test(results, kind, 'before')).percent()} before, "
+        f"{interval(_test(results, kind, 'after')).percent()} after, "
+        f"{interval(_test(results, kind, 'none')).percent()} without"
+        for kind in KINDS
+    ]
     return Finding(
-        "test accuracy of a CNN at each one's best learning rate: batch norm before the activation, after it, none",
-        f"{interval(top['before']).percent()} before (rate {rates['before']}), {interval(top['after']).percent()} "
-        f"after ({rates['after']}), {interval(top['none']).percent()} without ({rates['none']})",
+        "test accuracy with the norm before the activation, after it, and without (rates: "
+        + chosen(results, results)
+        + ")",
+        "; ".join(texts),
         verdict,
+        because,
+        {f"before - after, {kind}": ahead[kind].points() for kind in KINDS}
+        | {f"before - none, {kind}": gain[kind].points() for kind in KINDS},
+    )
+
+
+def seen(results: Results) -> str:
+    return "; ".join(
+        f"{kind}: before the activation less after it {_ahead(results, kind, 'before', 'after').points()}"
+        for kind in KINDS
     )
 
 
 def draw(results: Results):
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    labels = {"before": "before the activation", "after": "after it", "none": "none"}
-    for name, r in results.items():
-        colour, style = STYLES[name]
-        values = [interval(100 * v) for v in np.asarray(r["accuracy"]).T]
-        mean, half = (np.array([getattr(v, k) for v in values]) for k in ("mean", "half"))
-        axes[0].plot(r["rates"], mean, style, color=colour, label=labels[name])
-        axes[0].fill_between(r["rates"], mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-        axes[1].plot(r["rates"], np.median(r["steps"], 0), style, color=colour)  # where most seeds get there
-    axes[0].set(xscale="log", xlabel="learning rate", ylabel="test accuracy [%]", ylim=(0, 102))
-    axes[1].set(xscale="log", xlabel="learning rate", ylabel=f"steps to {TARGET:.0%}, median of the seeds")
-    axes[1].set(ylim=(0, None), xlim=axes[0].get_xlim())
-    axes[0].legend(loc="lower center")
-    return figure
+    accuracy, axes = panel("test accuracy", "", "%")
+    tops = {place: [interval(_test(results, kind, place)) for kind in KINDS] for place in PLACES}
+    bars(axes, list(KINDS), {"batch": tops["before"], "none": tops["none"]})
+    lowest = min(v.mean - v.half for values in tops.values() for v in values)
+    axes.set_ylim(max(0, 100 * lowest - 3), 100)
+    axes.errorbar(
+        np.arange(len(KINDS)), [100 * v.mean for v in tops["after"]], [100 * v.half for v in tops["after"]],
+        fmt="D", color="#1b1b1f", label="after the activation",
+    )  # fmt: skip
+    axes.legend(loc="lower left", framealpha=0.7, frameon=True)
+    between, axes = panel("before less after", "points of test accuracy", "")
+    differences(axes, list(KINDS), [_ahead(results, kind, "before", "after") for kind in KINDS], MARGIN)
+    return [accuracy, between]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ class Store:
     def __init__(self, folder: Path, setting: Setting) -> None:
         self._folder = folder
         images = hashlib.sha256()
-        for array in setting.data[:4]:
+        for array in setting.images[:2]:
             images.update(np.ascontiguousarray(array).tobytes())
         self._settings = {"seeds": setting.seeds, "fast": setting.fast, "images": images.hexdigest()[:16]}
 
@@ -39,16 +40,25 @@ class Store:
 
     def write(self, claim: str, part: str, measured: dict[str, Any]) -> None:
         """Whole or not at all: a program that is stopped leaves the old file."""
-        path = self._path(claim, part)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"settings": self._settings, "measured": plain(measured)}))
-        os.replace(unfinished, path)
+        write_whole(self._path(claim, part), json.dumps({"settings": self._settings, "measured": plain(measured)}))
 
 
-def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Arrays as lists, so that what is read is what was measured."""
-    return {
-        k: v.tolist() if isinstance(v, np.ndarray) else list(v) if isinstance(v, tuple) else v
-        for k, v in values.items()
-    }
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, and its folder where there is none, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: arrays as lists, numbers with six digits, None for those that are not finite."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

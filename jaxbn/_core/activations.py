@@ -22,7 +22,7 @@ MIXES = ("reduce", "arg", "cum", "dot_general", "sort", "conv_", "scan", "while"
 """How the operations begin that make one element out of several."""
 
 
-def check_activation(activation: Activation | None, dtype):
+def check_activation(activation: Activation | None, dtype) -> Callable[[jax.Array], jax.Array] | None:
     """The function of that name, or the callable itself, which is elementwise and works on that dtype.
 
     Raises:

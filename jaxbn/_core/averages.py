@@ -8,21 +8,22 @@ import jax.numpy as jnp
 
 
 def debiased(momentum: float) -> "Debiased":
-    """A momentum under which the running statistics are the exponential average from a zero start, corrected for it.
+    """A momentum that makes the running statistics an exponential average without the bias of its start.
 
     The n-th update, counted from 0, weighs the old statistics with m (1 - m^n) / (1 - m^(n+1)). The first batch
-    replaces them, whatever they were; after n batches they are the weighted mean of these, with weights m^(n-1), ...,
-    m, 1. A correction at the time of use, as in Adam, gives the same; here the statistics are right as they stand.
+    replaces them, whatever they were. After n batches they are the mean of these, with weights m^(n-1), ..., m, 1.
+    Adam corrects for the start at the time of use, which gives the same; here the statistics are right as they stand.
 
     Args:
-      momentum: m, in [0, 1): the weight of the old value in the long run. For m = 1 use `None`, the plain average.
+      momentum: m, in [0, 1): the weight of the old value in the long run. Instead of m = 1 use `None`, the plain
+        average.
 
     Returns:
-      A hashable callable of `batch_stats['count']`, for the argument or field `momentum` of every batch norm here.
+      A hashable callable of the number of updates, for the argument or field `momentum` of every batch norm of jaxbn.
 
     Raises:
       ValueError: `momentum` is not in [0, 1).
-      TypeError: it is no number known at trace time.
+      TypeError: `momentum` is not a number that is known at trace time.
 
     References:
       Kingma & Ba 2015, "Adam: a method for stochastic optimization", section 3.

@@ -27,44 +27,52 @@ from jaxbn._core.options import (
     takes,
 )
 from jaxbn._core.state import commit
-from jaxbn._core.types import BatchStats, Moments, Params
+from jaxbn._core.types import ArraysByName, BatchStats, Moments
 
 
 @takes(Options)
 def batch_norm(
-    params: Params, batch_stats: BatchStats, x: ArrayLike, *, use_running_average: bool, **options: Unpack[Options]
+    params: ArraysByName,
+    batch_stats: ArraysByName,
+    x: ArrayLike,
+    *,
+    use_running_average: bool,
+    **options: Unpack[Options],
 ) -> tuple[jax.Array, BatchStats]:
     """Normalizes `x` with the statistics of the batch, or with the running ones, and returns it with the new state.
 
     Args:
-      params: {'scale': [C], 'bias': [C]}; a key that is absent is not used.
-      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [], as `jaxbn.init` makes them.
-      x: [..., C] float or complex, the feature axis or axes anywhere.
+      params: {'scale': [C], 'bias': [C]}; either key may be absent and is not used then.
+      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [C] int32, as `jaxbn.init` makes them.
+      x: [..., C] float or complex. The feature axis or axes may be anywhere: see `axis`.
       use_running_average: False in training: normalize with the batch and update the state. True in evaluation:
         normalize with `batch_stats` and return it as it is.
       axis: the feature axis or axes.
-      momentum: weight of the old statistics, in [0, 1]: a number, a traced scalar, a callable of
-        `batch_stats['count']`, or `None` for the exact cumulative average.
-      epsilon: added to the variance, > 0, in its unit.
-      dtype: of `y`; that of `x` where None.
-      mask: boolean (True counts) or non-negative weights, broadcasts to `x`. A constant: no gradient flows into it.
-        What it leaves out is normalized like the rest (a non-finite value as if it were 0) and changes nothing else.
-      axis_name: mapped axis or axes (of `vmap`, `pmap`, `shard_map`) that hold the rest of the batch.
-      axis_index_groups: a partition of the indices of that axis; each group is a batch of its own.
-      virtual_batch_size: consecutive chunks of that many examples are normalized by themselves (ghost batch norm);
-        examples lie along the first axis that is not a feature axis.
-      use_fast_variance: False reads `x` once more for its exact mean before the variance, for one collective more.
+      momentum: weight of the old statistics, in [0, 1]: a number, a traced scalar, a callable of a channel's count []
+        of updates so far, or `None` for the exact cumulative average. The last two need `batch_stats['count']`.
+      epsilon: added to the variance, >= 0, in the unit of the variance.
+      dtype: dtype of `y`. None means that of `x`.
+      mask: boolean (True counts) or non-negative weights; broadcasts to `x`. It is a constant: no gradient flows into
+        it. Values that it leaves out are normalized like the rest (a non-finite one as if it were 0) and have no effect
+        on anything else.
+      axis_name: mapped axis or axes (of `vmap`, `pmap` or `shard_map`) over which the batch is split.
+      axis_index_groups: a partition of the indices of that axis. Each group is a batch of its own.
+      virtual_batch_size: number of examples in a virtual ("ghost") batch. Consecutive chunks of that many examples,
+        along the first axis that is not a feature axis, are normalized separately.
+      use_fast_variance: False takes the exact mean first and then the variance about it. This costs one more read of
+        `x` and, if the batch is split, one more collective.
       unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
       activation: applied to the result in the same pass: 'relu', 'leaky_relu', 'relu6', 'silu', 'gelu', 'tanh',
         'sigmoid', or an elementwise callable.
-      residual: of the shape of `x` and the dtype of `y`, added before the activation.
+      residual: [..., C], of the shape of `x` and the dtype of `y`; added before the activation.
 
     Returns:
       `y` of the shape of `x`, and `batch_stats` with the keys, shapes and dtypes of the old one. A channel without any
       example is normalized with the running statistics and keeps them; one that is not finite keeps them too.
 
     Raises:
-      ValueError, TypeError: an argument breaks one of the rules above; the message names it, the rule and what came.
+      ValueError, TypeError: an argument breaks one of the rules above. The message names the argument, the rule and
+        what it got.
 
     References:
       Ioffe & Szegedy 2015, "Batch normalization", algorithms 1 and 2, section 3; Hoffer et al. 2017, section 3, for
@@ -84,15 +92,16 @@ def batch_norm(
 
 @takes(TrainOptions)
 def normalize_batch(
-    params: Params, batch_stats: BatchStats, x: ArrayLike, **options: Unpack[TrainOptions]
+    params: ArraysByName, batch_stats: ArraysByName, x: ArrayLike, **options: Unpack[TrainOptions]
 ) -> tuple[jax.Array, Moments]:
-    """The training half of `batch_norm`, with the moments of the batch instead of the new state.
+    """The training half of `batch_norm`: returns the moments of the batch instead of the new state.
 
-    For gradient accumulation: merge the moments of a step's microbatches with `jaxbn.merge_moments`, and commit them
-    once with `jaxbn.update_batch_stats`. The arguments are those of `jaxbn.batch_norm`; `batch_stats` is read only.
+    For gradient accumulation: merge the moments of all microbatches of a step with `jaxbn.merge_moments`, and update
+    the running statistics once with `jaxbn.update_batch_stats`. The arguments are those of `jaxbn.batch_norm`;
+    `batch_stats` is only read.
 
     Returns:
-      `y` of the shape of `x`, and the `jaxbn.Moments` of the batch: of all of it, where it is split over devices or
+      `y` of the shape of `x`, and the `jaxbn.Moments` of the whole batch, even if it is split over devices or into
       virtual batches.
 
     Raises:
@@ -113,20 +122,20 @@ def normalize_batch(
 
 @takes(NormalizeOptions)
 def normalize(
-    params: Params, x: ArrayLike, mean: ArrayLike, var: ArrayLike, **options: Unpack[NormalizeOptions]
+    params: ArraysByName, x: ArrayLike, mean: ArrayLike, var: ArrayLike, **options: Unpack[NormalizeOptions]
 ) -> jax.Array:
     """activation((x - mean) * scale / sqrt(var + epsilon) + bias + residual), in one pass over `x`.
 
     Args:
-      params: {'scale': [C], 'bias': [C]}; a key that is absent is not used.
+      params: {'scale': [C], 'bias': [C]}; either key may be absent and is not used then.
       x: [..., C] float or complex.
       mean: [C], in the unit of `x`.
-      var: [C] float, in its square.
+      var: [C] float, in the squared unit of `x`.
       axis: the feature axis or axes of `x`.
-      epsilon: added to the variance, > 0.
-      dtype: of the result; that of `x` where None.
+      epsilon: added to the variance, >= 0.
+      dtype: dtype of the result. None means that of `x`.
       activation: a name ('relu', 'silu', ...) or an elementwise callable.
-      residual: of the shape of `x` and the dtype of the result.
+      residual: [..., C], of the shape of `x` and the dtype of the result.
 
     Returns:
       [..., C], of the shape of `x`.
@@ -156,16 +165,16 @@ def batch_moments(x: ArrayLike, *, pivot: ArrayLike | None = None, **options: Un
     Args:
       x: [..., C] float or complex.
       axis: the feature axis or axes.
-      mask: boolean (True counts) or non-negative weights, broadcasts to `x`; a constant for derivatives.
-      axis_name: mapped axis or axes that hold the rest of the batch.
-      axis_index_groups: a partition of the indices of that axis; each group is a batch of its own.
-      use_fast_variance: False reads `x` once more for its exact mean before the variance, for one collective more.
-      pivot: [C], a value near the mean (the running mean, say), used in a program over several devices, where one
-        from the data would cost a collective.
+      mask: boolean (True counts) or non-negative weights; broadcasts to `x`; a constant for derivatives.
+      axis_name: mapped axis or axes over which the batch is split.
+      axis_index_groups: a partition of the indices of that axis. Each group is a batch of its own.
+      use_fast_variance: False takes the exact mean first and then the variance about it, for one more read of `x`.
+      pivot: [C], a value near the mean, such as the running mean. It is a hint, used where one from the data would cost
+        more: the result does not depend on it beyond rounding.
 
     Returns:
       `Moments`: count [] (or [C], where the mask differs between channels), mean [C], var [C], at least float32.
-      Where there is no example all three are 0.
+      Without any example all three are 0.
 
     Raises:
       ValueError, TypeError: an argument breaks one of the rules above.
@@ -220,7 +229,7 @@ def _train(static: Static, arrays: Arrays) -> tuple[jax.Array, Moments]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _train_and_commit(static: Static, arrays: Arrays) -> tuple[jax.Array, BatchStats]:
-    y, moments = _train.__wrapped__(static, arrays)
+    y, moments = _train.__wrapped__(static, arrays)  # pyright: ignore[reportAttributeAccessIssue]
     momentum = static.momentum if arrays.momentum is None else arrays.momentum
     return y, commit(arrays.batch_stats, moments, momentum, static.unbiased)
 

@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from jaxbn._core.axes import feature_shape
 from jaxbn._core.numbers import accumulator, real_dtype
+from jaxbn._core.types import Moments
 
 
 def describe(x) -> str:
@@ -157,7 +158,7 @@ def check_mask(mask, x: jax.Array) -> jax.Array | None:
     return mask if mask.dtype == bool else mask.astype(real_dtype(accumulator(x.dtype)))
 
 
-def check_moments(moments, batch_stats):
+def check_moments(moments, batch_stats) -> Moments:
     """Moments whose mean and var are those of `batch_stats`, channel by channel."""
     if not (isinstance(moments, tuple) and len(moments) == 3):
         raise TypeError(f"`moments` must be jaxbn.Moments(count, mean, var), got {type(moments).__name__}.")
@@ -176,7 +177,7 @@ def check_moments(moments, batch_stats):
             raise ValueError(f"`moments.{name}` must not be negative, got {describe(value)} with values below 0.")
     if not jnp.issubdtype(mean.dtype, jnp.inexact) or not jnp.issubdtype(var.dtype, jnp.floating):
         raise TypeError(f"`moments` must have a floating mean and var, got {describe(mean)} and {describe(var)}.")
-    return type(moments)(count if jnp.issubdtype(count.dtype, jnp.floating) else count.astype(var.dtype), mean, var)
+    return Moments(count if jnp.issubdtype(count.dtype, jnp.floating) else count.astype(var.dtype), mean, var)
 
 
 def check_epsilon(epsilon, name: str = "epsilon") -> float:
@@ -199,7 +200,7 @@ def check_number(value, name: str) -> float:
     return float(value)
 
 
-def check_momentum(momentum, batch_stats):
+def check_momentum(momentum, batch_stats) -> Any:
     """None, a callable of the count, an array [] (a traced one too), or a number in [0, 1]."""
     if momentum is None or callable(momentum):
         if "count" not in batch_stats:
@@ -279,6 +280,8 @@ def check_module(module) -> None:
             check_static_bool(getattr(module, name), name)
     for name in ("dtype", "param_dtype"):
         check_dtype(getattr(module, name), name)
+    if callable(module.momentum):
+        _check_schedule(module.momentum)
 
 
 def check_dtype(dtype, name: str) -> None:

@@ -1,6 +1,7 @@
 """Virtual batches: consecutive chunks of the examples, each a batch of its own."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax import lax
@@ -29,8 +30,9 @@ def over_chunks(batch: Callable, axes: tuple[int, ...], chunk: int, vectors, inp
         y, pivots, moments = mapped(*vectors, jax.tree.map(split, inputs))
         return y.reshape(inputs.x.shape), *merge_sets(pivots, moments, lax.stop_gradient(vectors[2]))
 
+    split_and_run: Any = run
     if is_split(x):
         # Chunks may span devices, which a type with explicit sharding cannot say: leave it to the partitioner.
         sharding = jax.typeof(x).sharding
-        run = jax.sharding.auto_axes(run, out_sharding=(sharding, *[NamedSharding(sharding.mesh, P())] * 2))
-    return run(vectors, inputs)
+        split_and_run = jax.sharding.auto_axes(run, out_sharding=(sharding, *[NamedSharding(sharding.mesh, P())] * 2))
+    return split_and_run(vectors, inputs)

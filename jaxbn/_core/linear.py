@@ -68,7 +68,7 @@ def _jvp(primals, tangents, *, forward, transpose, n):
 
         terms.append(jax.jvp(of_moved, [known[i] for i in moved], [tangents[i] for i in moved])[1])
     if not terms:
-        return out, [ad.Zero.from_primal_value(o) for o in out]
+        return out, [ad.Zero.from_primal_value(o) for o in out]  # pyright: ignore[reportAttributeAccessIssue]
     return out, [functools.reduce(jnp.add, same) for same in zip(*terms, strict=True)]
 
 

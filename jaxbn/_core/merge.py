@@ -91,17 +91,17 @@ def _merge_sets_jvp(primals, tangents):
 
 
 def merge_moments(*moments: Moments) -> Moments:
-    """Moments of the union of disjoint sets, exact to rounding; empty sets change nothing.
+    """Moments of the union of disjoint sets, exact up to rounding. Empty sets change nothing.
 
     Args:
       *moments: at least one `Moments`, with counts [] or [C], means [C] and variances [C].
 
     Returns:
-      `Moments` of all of them; its variance includes that between the means.
+      `Moments` of all of them. The variance includes that between the means.
 
     Raises:
-      TypeError: an argument is no `Moments`, or there is none.
-      ValueError: their shapes differ.
+      TypeError: an argument is not a `Moments`, or there is none.
+      ValueError: the shapes differ.
 
     References:
       Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances", eq. 2.1.

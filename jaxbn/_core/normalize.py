@@ -158,7 +158,7 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
 
         def of_element(arrays, vectors):
             (inputs, dinputs), (vectors, of_channels) = arrays, vectors
-            dz = None
+            dz: Any = None
             if dinputs.x is not None:
                 dz = vectors.multiplier * _live(dinputs.x, inputs.x, inputs.mask)
             if of_channels is not None:

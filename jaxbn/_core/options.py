@@ -3,8 +3,8 @@
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import jax
 
@@ -75,13 +75,16 @@ def fields_of(module: Any) -> Options:
     return {name: getattr(module, name) for name in DEFAULTS if name not in OF_CALL}  # pyright: ignore[reportReturnType]
 
 
-def takes(options: type) -> Callable:
+Function = TypeVar("Function", bound=Callable)
+
+
+def takes(options: type) -> Callable[[Function], Function]:
     """For a function of `**options`: its signature shows each with its default, and it accepts no other name."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     types = typing.get_type_hints(options)
     known = [inspect.Parameter(n, keyword, default=v, annotation=types[n]) for n, v in DEFAULTS.items() if n in types]
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Function) -> Function:
         parameters = inspect.signature(function).parameters.values()
         own = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
         signature = inspect.signature(function).replace(parameters=[*own, *known])
@@ -97,7 +100,7 @@ def takes(options: type) -> Callable:
             return function(*args, **kwargs)
 
         wrapped.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
-        return wrapped
+        return cast(Function, wrapped)
 
     return decorate
 
@@ -109,7 +112,7 @@ class Static(NamedTuple):
     reduction: Reduction
     chunk: int | None
     """virtual_batch_size"""
-    momentum: Hashable
+    momentum: float | Callable[[jax.Array], jax.typing.ArrayLike] | None
     """a number, None or a callable; `Arrays.momentum` comes first"""
     unbiased: bool
 
@@ -124,7 +127,7 @@ class Arrays(NamedTuple):
     momentum: jax.Array | None
 
 
-def check(params, batch_stats, x, options: Options, *, training: bool) -> tuple[Static, Arrays]:
+def check(params, batch_stats, x, options: TrainOptions, *, training: bool) -> tuple[Static, Arrays]:
     """The options of a call as a static value and arrays, everything checked: the same in evaluation as in training.
 
     But for one thing: an axis name that no mapping binds is an error in training alone, for evaluation does not use it.
@@ -135,7 +138,7 @@ def check(params, batch_stats, x, options: Options, *, training: bool) -> tuple[
         checks.warn_of_half_precision(batch_stats)
     mean = () if training else (batch_stats["mean"],)
     affine, scale, bias, inputs = check_affine(params, x, mean, reduction.axes, options)
-    get = {**DEFAULTS, **options}.get
+    get = {**DEFAULTS, **options}.__getitem__
     momentum = checks.check_momentum(get("momentum"), batch_stats)
     checks.check_static_bool(get("unbiased"), "unbiased")
     is_array = isinstance(momentum, jax.Array)
@@ -151,7 +154,7 @@ def check(params, batch_stats, x, options: Options, *, training: bool) -> tuple[
 
 def check_batch(x, options: BatchOptions, *, bound: bool = True) -> tuple[Reduction, jax.Array, jax.Array | None]:
     """Over what the moments are taken, x, and the mask in the rank of x."""
-    get = {**DEFAULTS, **options}.get
+    get = {**DEFAULTS, **options}.__getitem__
     x = checks.check_input(x)
     axes = feature_axes(get("axis"), x.ndim)
     names = check_axis_name(get("axis_name"), bound=bound)
@@ -167,7 +170,7 @@ def check_affine(params, x: jax.Array, also: tuple[jax.Array, ...], axes: tuple[
 
     `also` holds what else decides the dtype of the result.
     """
-    get = {**DEFAULTS, **options}.get
+    get = {**DEFAULTS, **options}.__getitem__
     scale, bias = checks.check_params(params, x, axes)
     dtype = checks.check_output_dtype(get("dtype"), x, scale, bias, *also)
     wide = promote(accumulator(x.dtype), dtype)

@@ -1,12 +1,16 @@
 """The state of batch norm: how it starts, and how a batch moves it."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbn._core import checks
 from jaxbn._core.numbers import divide, promote, real_dtype, zero_unless
-from jaxbn._core.types import BatchStats, Moments, Momentum, Params
+from jaxbn._core.types import ArraysByName, BatchStats, Moments, Momentum, Params
 from jaxbn._sync.sharding import split_as, where
 
 
@@ -14,27 +18,27 @@ def init(
     num_features: int | tuple[int, ...],
     use_scale: bool = True,
     use_bias: bool = True,
-    param_dtype=jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     *,
     use_count: bool = False,
 ) -> tuple[Params, BatchStats]:
-    """Parameters and statistics of a new batch norm.
+    """Parameters and running statistics of a new batch norm.
 
     Args:
-      num_features: C; or one size for each feature axis, in the order of the axes.
+      num_features: C, or one size for each feature axis, in the order of the axes.
       use_scale: whether there is a `scale` [C], ones.
       use_bias: whether there is a `bias` [C], zeros.
-      param_dtype: floating or complex dtype of the parameters. The statistics are at least float32; where it is complex
-        the running mean is too.
-      use_count: whether `batch_stats` counts its updates, as `momentum=None` and momentum schedules need.
+      param_dtype: floating or complex dtype of the parameters. The statistics are at least float32. The running mean is
+        complex if `param_dtype` is.
+      use_count: whether `batch_stats` counts its updates, which `momentum=None` and momentum schedules need.
 
     Returns:
-      `params`: {'scale': [C], 'bias': [C]}; `batch_stats`: {'mean': [C] zeros, 'var': [C] ones} and, where asked for,
-      'count' [C] int32.
+      `params`: {'scale': [C], 'bias': [C]}; `batch_stats`: {'mean': [C] zeros, 'var': [C] ones} and, with
+      `use_count`, 'count' [C] int32 zeros.
 
     Raises:
       ValueError: `num_features` is negative.
-      TypeError: `num_features` is no integer, or `param_dtype` is not floating or complex.
+      TypeError: `num_features` is not an integer, or `param_dtype` is not floating or complex.
 
     Example:
       >>> import jax, jaxbn
@@ -65,7 +69,7 @@ def init(
 
 
 def update_batch_stats(
-    batch_stats: BatchStats, moments: Moments, *, momentum: Momentum, unbiased: bool = False
+    batch_stats: ArraysByName, moments: Moments, *, momentum: Momentum, unbiased: bool = False
 ) -> BatchStats:
     """The running statistics after one more batch: `momentum * old + (1 - momentum) * new`.
 
@@ -73,14 +77,14 @@ def update_batch_stats(
 
     Args:
       batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [C] int32, the number of updates so far.
-      moments: those of the batch, as `jaxbn.batch_moments` or `jaxbn.merge_moments` give them.
+      moments: those of the batch, as `jaxbn.batch_moments` or `jaxbn.merge_moments` return them.
       momentum: weight of the old value, in [0, 1] (PyTorch's is one minus it): a number, a traced scalar, `None` for
         the exact cumulative average, or a callable of a channel's count []. The last two need the count.
-      unbiased: whether the running variance is divided by `count - 1`, at least 1 (Bessel's correction, PyTorch's
-        convention).
+      unbiased: whether the running variance is divided by `count - 1`, or by 1 if that is less (Bessel's correction,
+        PyTorch's convention).
 
     Returns:
-      New statistics with the keys, shapes, dtypes of the old ones.
+      New statistics with the keys, shapes and dtypes of the old ones.
 
     Raises:
       ValueError, TypeError: an argument breaks one of the rules above.
@@ -132,7 +136,8 @@ def _weight_of_old(momentum: Momentum, batch_stats: BatchStats) -> jax.Array:
         return cumulative(batch_stats["count"], dtype)
     if callable(momentum):
         count = batch_stats["count"]
-        return jax.vmap(momentum)(count.reshape(-1)).reshape(count.shape) if count.size else count.astype(dtype)
+        weights: Any = jax.vmap(cast(Callable, momentum))
+        return weights(count.reshape(-1)).reshape(count.shape) if count.size else count.astype(dtype)
     return jnp.asarray(momentum, None if hasattr(momentum, "dtype") else dtype)
 
 

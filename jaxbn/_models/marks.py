@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from jaxbn._compat import evaluate
+
 _START = "jaxbn.layer "
 _INLINED = {
     "jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call",
@@ -79,8 +81,7 @@ def _of_equation(eqn, inputs: list[Any], step: str, outputs: list[Output]) -> li
         return _run(inside[0], inputs, step, outputs)
     outputs.extend(Output(mark[0], mark[1], step, None) for mark in marks)
     with eqn.ctx.manager:  # the options of JAX under which it was written
-        result = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-    return list(result) if eqn.primitive.multiple_results else [result]
+        return evaluate(eqn, inputs)
 
 
 def _run_scan(eqn, inputs: list[Any], step: str, outputs: list[Output]) -> list[Any]:

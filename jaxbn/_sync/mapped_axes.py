@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxbn._compat import as_varying, varying_axes
 from jaxbn._core.numbers import zero_unless
 from jaxbn._core.types import AxisIndexGroups, AxisName
 
@@ -92,8 +93,8 @@ def _varying(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
     """Marks `x` as different on each device along `names`, for shard_map's varying-axes check."""
     if not _checks_varying():
         return x
-    missing = tuple(n for n in names if n not in jax.typeof(x).manual_axis_type.varying)
-    return lax.pcast(x, missing, to="varying") if missing else x
+    missing = tuple(n for n in names if n not in varying_axes(x))
+    return as_varying(x, missing) if missing else x
 
 
 def _checks_varying() -> bool:
@@ -101,12 +102,12 @@ def _checks_varying() -> bool:
     names = jax.sharding.get_abstract_mesh().manual_axes
     if not names:
         return False
-    return bool(jax.typeof(lax.axis_index(names[0])).manual_axis_type.varying)
+    return bool(varying_axes(lax.axis_index(names[0])))
 
 
 def as_varying_as(x: jax.Array, like: jax.Array) -> jax.Array:
     """Marks `x` as different on each device where `like` is; the transpose is a sum over them, one collective."""
-    return _varying(x, tuple(jax.typeof(like).manual_axis_type.varying))
+    return _varying(x, tuple(varying_axes(like)))
 
 
 def all_sum(x: jax.Array, names: tuple[str, ...], groups: tuple[tuple[int, ...], ...] | None) -> jax.Array:

@@ -39,11 +39,13 @@ With nnx the block is a function of the modules:
   >>> y = block(norm, conv, x)
 """
 
+from collections.abc import Callable
+
 import jax
 
 from jaxbn._core.moments import MOMENTS
 
-save_only_moments = jax.checkpoint_policies.save_only_these_names(MOMENTS)
+save_only_moments: Callable[..., bool] = jax.checkpoint_policies.save_only_these_names(MOMENTS)
 """Policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat`: keeps the moments of each batch, nothing else.
 
 To keep more, join it with another policy by `jax.checkpoint_policies.save_from_both_policies`.

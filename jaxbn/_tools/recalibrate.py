@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,18 @@ from jaxbn._tools.collect import Collector, Forward
 from jaxbn._tools.optional import load
 from jaxbn._tools.seen import Seen, look_at_all, with_seen
 
+Model = TypeVar("Model")
+
 
 def recalibrate(
     forward: Forward,
-    model: Any,
+    model: Model,
     batches: Iterable[Any],
     *,
     sequential: bool = False,
     unbiased: bool = False,
     progress: bool = False,
-) -> Any:
+) -> Model:
     """Sets the running statistics of every batch norm to those of a whole data set; parameters stay as they are.
 
     After averaging weights (SWA, EMA), for data of another domain (AdaBN), after fine-tuning, or because an average of

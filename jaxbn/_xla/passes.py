@@ -71,7 +71,7 @@ def sums(
         return jnp.split(jnp.concatenate(values, axis=1).sum(0), len(values))  # one kernel, not one for each
 
     leaves = jax.tree.leaves(arrays)
-    shape = jnp.broadcast_shapes(*(a.shape for a in leaves))
+    shape: Any = jnp.broadcast_shapes(*(a.shape for a in leaves))
     blocks = num_blocks(shape, over, of_warps=beside_a_result) if is_static(*leaves) else 1
     rows = math.prod(shape[:-1])
 

@@ -1,11 +1,12 @@
 """The layouts of a model's kernels, found in its program."""
 
 import math
+from typing import Any
 
 from jaxbn.interop.layout import AfterFlatten, ConvTranspose, Layout
 
 
-def find_layouts(model, *args, **kwargs) -> dict[str, Layout]:
+def find_layouts(model: Any, *args: Any, **kwargs: Any) -> dict[str, Layout]:
     """The `layouts` of `from_torch` and `to_torch` for a model, found by looking at what it does.
 
     Variables do not tell a transposed convolution from another, nor a dense layer that reads a flattened image: by

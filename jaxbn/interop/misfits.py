@@ -3,7 +3,7 @@
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,13 @@ class Misfit(NamedTuple):
     text: str
 
 
-def explain(framework: Framework, misfits: list[Misfit], opened: Opened, arrays, attempt: Callable) -> str:
+def explain(
+    framework: Framework,
+    misfits: list[Misfit],
+    opened: Opened,
+    arrays: Mapping[str, np.ndarray],
+    attempt: Callable[..., Any],
+) -> str:
     """The message of the error.
 
     Args:

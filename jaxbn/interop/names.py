@@ -9,6 +9,7 @@ what one has taken is gone for the next.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from jaxbn._tools.checks import check_mapping, check_text
 
@@ -58,7 +59,7 @@ TABLES = {
 }
 
 
-def check_names(names, prefix, layouts=None) -> None:
+def check_names(names: Any, prefix: Any, layouts: Any = None) -> None:
     """The names, the prefix and the layouts, as far as they say it without a model.
 
     Raises:

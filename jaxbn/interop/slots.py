@@ -42,7 +42,7 @@ class Opened(NamedTuple):
     """a model of the same kind of as many values"""
 
 
-def open_model(model) -> Opened:
+def open_model(model: Any) -> Opened:
     """The variables of a model in the collections 'params' and 'batch_stats'.
 
     Raises:
@@ -80,7 +80,13 @@ def open_model(model) -> Opened:
     )
 
 
-def name_slots(opened: Opened, framework: Framework, names, prefix: str, layouts) -> list[Slot]:
+def name_slots(
+    opened: Opened,
+    framework: Framework,
+    names: Mapping[str, str] | None,
+    prefix: str,
+    layouts: Mapping[str, Layout] | None,
+) -> list[Slot]:
     """The variables of a model with their names in the other framework.
 
     Raises:

@@ -8,13 +8,20 @@ import numpy as np
 
 from jaxbn._tools.checks import check_mapping
 from jaxbn.interop.arrays import as_array
-from jaxbn.interop.layout import Framework
+from jaxbn.interop.layout import Framework, Layout
 from jaxbn.interop.misfits import Misfit, explain
 from jaxbn.interop.names import check_names, is_pattern, kind, resolve
 from jaxbn.interop.slots import Opened, Slot, may_be_transposed, name_slots, open_model
 
 
-def take(framework: Framework, source, model, names, prefix: str, layouts):
+def take(
+    framework: Framework,
+    source: Any,
+    model: Any,
+    names: Mapping[str, str] | None,
+    prefix: str,
+    layouts: Mapping[str, Layout] | None,
+) -> Any:
     """The model with the values of `source`, where all of them fit."""
     check_names(names, prefix, layouts)
     arrays = as_arrays(source, framework.weights)
@@ -30,7 +37,7 @@ def take(framework: Framework, source, model, names, prefix: str, layouts):
     return opened.build([jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in values])
 
 
-def as_arrays(source, argument: str) -> dict[str, np.ndarray]:
+def as_arrays(source: Any, argument: str) -> dict[str, np.ndarray]:
     """The entries of a checkpoint.
 
     Raises:
@@ -41,7 +48,7 @@ def as_arrays(source, argument: str) -> dict[str, np.ndarray]:
     return {str(name): as_array(str(name), value, f"`{argument}` must {rule}") for name, value in source.items()}
 
 
-def match(framework: Framework, arrays: Mapping[str, np.ndarray], slots: list[Slot]) -> tuple[list, list[Misfit]]:
+def match(framework: Framework, arrays: Mapping[str, np.ndarray], slots: list[Slot]) -> tuple[list[Any], list[Misfit]]:
     """The values for the slots, and what does not fit."""
     values, misfits = [], []
     for slot in slots:
@@ -58,7 +65,9 @@ def match(framework: Framework, arrays: Mapping[str, np.ndarray], slots: list[Sl
     return values, misfits
 
 
-def plain_names(framework: Framework, names, prefix: str, opened: Opened, arrays) -> dict[str, str]:
+def plain_names(
+    framework: Framework, names: Mapping[str, str] | None, prefix: str, opened: Opened, arrays: Mapping[str, np.ndarray]
+) -> dict[str, str]:
     """`names` without patterns: path of a layer -> its name in `arrays`, without the prefix."""
     names = dict(names or {})
     if not any(is_pattern(*row) for row in names.items()):
@@ -76,13 +85,15 @@ def layers(framework: Framework, arrays: Mapping[str, np.ndarray], prefix: str =
     return {name: kind(of_layer, of_layer.__getitem__) for name, of_layer in leaves.items()}
 
 
-def give(framework: Framework, model, names, prefix: str, layouts) -> dict[str, np.ndarray]:
+def give(
+    framework: Framework, model: Any, names: Mapping[str, str] | None, prefix: str, layouts: Mapping[str, Layout] | None
+) -> dict[str, np.ndarray]:
     """The arrays of the model by their names in the other framework."""
     check_names(names, prefix, layouts)
     if any(is_pattern(*row) for row in dict(names or {}).items()):
         raise ValueError(
             "`names` must be without patterns where no checkpoint is there to match: "
-            f"names=interop.match_names(state_dict, model, names), got {dict(names)}."
+            f"names=interop.match_names(state_dict, model, names), got {dict(names or {})}."
         )
     exported = {}
     for slot in name_slots(open_model(model), framework, names, prefix, layouts):

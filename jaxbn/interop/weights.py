@@ -14,12 +14,12 @@ from jaxbn.interop.transfer import as_arrays, give, layers, take
 
 def from_torch(
     state_dict: Mapping[str, Any],
-    model,
+    model: Any,
     *,
     names: Mapping[str, str] | None = None,
     prefix: str = "",
     layouts: Mapping[str, Layout] | None = None,
-):
+) -> Any:
     """The model with the weights of a PyTorch `state_dict`. All of them fit, or none is taken.
 
     Args:
@@ -55,7 +55,9 @@ def from_torch(
     return take(TORCH, state_dict, model, names, prefix, layouts)
 
 
-def match_names(state_dict: Mapping[str, Any], model, names: Mapping[str, str], *, prefix: str = "") -> dict[str, str]:
+def match_names(
+    state_dict: Mapping[str, Any], model: Any, names: Mapping[str, str], *, prefix: str = ""
+) -> dict[str, str]:
     """The names of the layers that a table of patterns finds, one by one, for `from_torch` and `to_torch`.
 
     A row is `pattern in the model: pattern in the checkpoint`. `*` stands for anything within one part of a name, `**`
@@ -92,7 +94,7 @@ def match_names(state_dict: Mapping[str, Any], model, names: Mapping[str, str], 
 
 
 def to_torch(
-    model,
+    model: Any,
     *,
     names: Mapping[str, str] | None = None,
     prefix: str = "",
@@ -124,12 +126,12 @@ def to_torch(
 
 def from_keras(
     weights: Mapping[str, Any] | Iterable[Any],
-    model,
+    model: Any,
     *,
     names: Mapping[str, str] | None = None,
     prefix: str = "",
     layouts: Mapping[str, Layout] | None = None,
-):
+) -> Any:
     """The model with the weights of a Keras 3 model. All of them fit, or none is taken.
 
     Args:
@@ -165,7 +167,7 @@ def from_keras(
 
 
 def to_keras(
-    model,
+    model: Any,
     *,
     names: Mapping[str, str] | None = None,
     prefix: str = "",

@@ -99,7 +99,7 @@ def test_flax_is_matched(way):
     check_many(way, 2 if WAYS[way].slow else 4, (3, 4, 1, 7, 0, 16), (Phase.generate,))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", WAYS)
 def test_flax_is_matched_in_many_cases_of_every_size(way):
     check_many(way, 60, SIZES, (Phase.generate, Phase.shrink))

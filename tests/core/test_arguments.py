@@ -97,7 +97,7 @@ def test_a_right_argument_runs(row, argument):
     check_that_they_run(row, argument, KINDS[row.kinds[argument]].right[-1:])
 
 
-@pytest.mark.slow  # 20 seconds, of compilers
+@pytest.mark.exhaustive  # 20 seconds, of compilers
 @pytest.mark.parametrize(("row", "argument"), CHECKED, ids=map(name_of, CHECKED))
 def test_every_right_argument_runs(row, argument):
     check_that_they_run(row, argument, KINDS[row.kinds[argument]].right[:-1])

@@ -62,7 +62,7 @@ def test_a_mask_may_be_split_with_them(spec):
     check_step(batch(), axis=1, mask=mask, run=sharded(spec, devices, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", [{}, {"use_fast_variance": False}, {"virtual_batch_size": 2}], ids=str)
 @pytest.mark.parametrize("axis", range(4))
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=str)

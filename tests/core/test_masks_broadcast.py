@@ -40,7 +40,7 @@ def test_a_mask_may_be_long_along_any_axes(long, axis):
     check_step(batch(mask), mask=mask, axis=axis, epsilon=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", [{}, {"use_fast_variance": False}, {"unbiased": True}], ids=str)
 @pytest.mark.parametrize("axis", AXES, ids=str)
 @pytest.mark.parametrize("long", LONG, ids=lambda long: "".join("n1"[not v] for v in long))

@@ -43,7 +43,7 @@ def switched(**values):
             jax.config.update(name, value)
 
 
-@pytest.mark.parametrize("name", [*SWITCHES, *(pytest.param(name, marks=pytest.mark.slow) for name in RARER)])
+@pytest.mark.parametrize("name", [*SWITCHES, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in RARER)])
 def test_the_core_holds_under(name):
     if name in ("jax_check_tracer_leaks", "jax_enable_checks"):
         jax.clear_caches()  # what is traced already is not looked at
@@ -89,7 +89,7 @@ def test_the_core_holds_in_threads():
 ENVIRONMENTS = [{"JAXBN_TUNING": "off"}, {"JAX_ENABLE_X64": "1"}, {"JAX_DEBUG_NANS": "1"}]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("variables", ENVIRONMENTS, ids=str)
 def test_the_core_holds_in_a_process_of_its_own(variables):
     environment = {**os.environ, **variables}
@@ -100,7 +100,7 @@ def test_the_core_holds_in_a_process_of_its_own(variables):
     assert "all holds" in run.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_core_holds_in_a_spawned_worker():
     import multiprocessing
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import data
 import digits
+import figures
 import resnet_functional
 import resnet_linen
 import resnet_nnx
@@ -114,6 +115,8 @@ def test_the_script_trains_on_a_folder_of_images(tmp_path, capsys, monkeypatch):
     runpy.run_path(digits.__file__, run_name="__main__")
     printed = capsys.readouterr().out
     assert "6 training and 2 test images, 8x8x3, 2 classes" in printed
+    assert "warning: only 1 training steps, fewer than 200" in printed
+    assert "with the running statistics" in printed
     assert "test accuracy" in printed
     file = Path(printed.split("figure: ")[1].strip())
     with Image.open(file) as figure:
@@ -140,6 +143,27 @@ def test_images_keep_their_colours_and_proportions(tmp_path):
     grey = data.load_folder(tmp_path, size=16, grayscale=True)
     assert grey.train_x.shape[1:] == (16, 16, 1)
     assert len(grey.train_x) + len(grey.test_x) == 9
+
+
+def test_a_network_without_batch_norm_is_not_said_to_have_running_statistics(tmp_path, images, capsys, monkeypatch):
+    monkeypatch.setattr(digits, "load", lambda args: images)
+    set_widths(monkeypatch, 8)
+    digits.main(["--norm", "none", "--epochs", "1", "--batch-size", "32", "--output", str(tmp_path)])
+    assert "running statistics" not in capsys.readouterr().out
+
+
+def test_names_of_classes_are_drawn_as_they_are_and_fit():
+    assert figures.fitting("$5") == r"\$5"
+    assert figures.fitting("a name that is long") == "a name that i…"
+    named = data.Dataset(*data.load_digits()[:4], tuple("$a$ $b" for _ in range(10)))
+    curves = {name: [0.5] for name in ("training loss", "training accuracy", "test accuracy")}
+    figure = figures.training_figure(named, np.eye(10)[named.test_y], curves, "a title", "none")
+    figure.canvas.draw()
+
+
+def test_a_folder_is_mixed_so_that_its_first_images_are_of_all_classes(tmp_path):
+    images = data.load_folder(write_images(tmp_path, count=20), size=4)
+    assert set(images.train_y[:8]) == set(images.test_y) == {0, 1}
 
 
 def test_bad_input_is_one_line_that_says_what_to_change(tmp_path, capsys):

@@ -40,3 +40,17 @@ def test_two_processes_train_like_one_and_go_on_after_one_of_them_died(tmp_path,
         for name in alone:
             np.testing.assert_allclose(split[name], alone[name], rtol=1e-5, atol=1e-6, err_msg=name)
     assert "Largest difference between the weights" in capfd.readouterr().out
+
+    alone = {
+        "output": str(tmp_path / "alone"),
+        "steps": 10,
+        "batch_size": 32,
+        "seed": 0,
+        "save_every": 4,
+        "fail_at": None,
+    }
+    processes = {"coordinator": None, "processes": 1, "process_id": None, "cluster": False, "heartbeat_timeout": 5}
+    with jax.numpy_dtype_promotion("standard"):
+        multi_process.work(argparse.Namespace(**alone, **processes))  # run again, from step 8
+    again = json.loads((tmp_path / "alone" / "losses.json").read_text())
+    np.testing.assert_allclose(list(again.values()), list(undisturbed.values()), rtol=1e-6)

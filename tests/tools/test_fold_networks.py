@@ -117,7 +117,7 @@ NETWORKS = {
 """-> how many pairs there are, and how many batch norms stay"""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_as_other_people_write_them(network):
     model, rngs = network(), {"noise": jax.random.key(1)}

@@ -56,7 +56,7 @@ print("folded", me)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_arrays_of_two_processes_are_folded_in_place(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

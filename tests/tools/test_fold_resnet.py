@@ -51,7 +51,7 @@ def test_the_example_network_evaluates_to_the_same(case, widths, number, monkeyp
     assert all(np.all(np.asarray(v) == 1) for v in scales)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["bottleneck resnet", "mobilenet_v2"])
 def test_every_batch_norm_of_a_network_of_convolutions_folds(name):
     model, x = zoo_models.NETWORKS[name][0], zoo_models.images(2)

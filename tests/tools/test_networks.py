@@ -126,7 +126,7 @@ def of_what_is_no_padding(y, x, paddings, train):
     return jnp.where(paddings[:, :, None] == 0, jnp.sin(2 * y), 0).mean()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name in NETWORKS if "dropout" not in name])
 def test_with_an_axis_name_the_split_does_not_matter_and_without_one_the_first_norm_is_named(name):
     def assert_invariant(axis_name):

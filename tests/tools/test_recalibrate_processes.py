@@ -46,7 +46,7 @@ def expected(cut):
     return {"a": population(cut), "b": population([normalized(x) for x in cut])}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "cut"),
     [("own", [*OWN[0], *OWN[1]]), ("replicated", [*OWN[0], *OWN[1]]), ("over all", [ROWS[:20], ROWS[20:]])],
@@ -59,7 +59,7 @@ def test_the_statistics_are_those_of_all_batches_and_the_same_in_each_process(re
     assert all(r["sharding kept"] for r in results)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_in_sequence_each_layer_has_what_it_will_see(results):
     assert results[0]["sequential"] == results[1]["sequential"]
     a = population([ROWS])
@@ -67,7 +67,7 @@ def test_in_sequence_each_layer_has_what_it_will_see(results):
     assert_close(results[0]["sequential"], {"a": a, "b": population([entered])})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_process_that_has_no_result_is_told_to_all(results):
     for r in results:
         assert "ValueError: `batches` must hold at least one batch in each process, got none in" in r["none"]

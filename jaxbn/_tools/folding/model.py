@@ -1,9 +1,15 @@
 """Folding the batch norms of a whole linen or nnx model into the layers beside them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from jaxbn._tools.checks import check_iterable
 from jaxbn._tools.folding.plan import Pair, Plan
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+Module = TypeVar("Module", bound="nnx.Module")
 
 
 class Pairs(list[Pair]):
@@ -13,7 +19,11 @@ class Pairs(list[Pair]):
     """path of a batch norm that stays -> why"""
 
 
-def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
+@overload
+def fold(model: Module, *args: Any, pairs: Sequence[Pair] | None = None, **kwargs: Any) -> Module: ...
+@overload
+def fold(model: Any, *args: Any, pairs: Sequence[Pair] | None = None, **kwargs: Any) -> Any: ...
+def fold(model: Any, *args: Any, pairs: Sequence[Pair] | None = None, **kwargs: Any) -> Any:
     """Merges batch norms into the convolutions and dense layers beside them; the model evaluates to the same.
 
     A folded batch norm is left as the identity (mean 0, variance 1 - epsilon, scale 1, bias 0), so that the model stays
@@ -69,7 +79,7 @@ def fold(model, *args, pairs: Sequence[Pair] | None = None, **kwargs):
     return side.with_weights(plan.weights)
 
 
-def foldable_pairs(model, *args, **kwargs) -> Pairs:
+def foldable_pairs(model: Any, *args: Any, **kwargs: Any) -> Pairs:
     """The pairs of a layer and a batch norm that `jaxbn.fold` folds by itself, in the order of execution.
 
     A batch norm folds into the layer before where its input is the output of that layer, read by nothing else, and
@@ -121,7 +131,7 @@ def side_of(model, args, kwargs):
     raise TypeError(f"`model` must be a linen or nnx module, got {type(model).__name__}.")
 
 
-def _checked_pairs(pairs) -> list[Pair]:
+def _checked_pairs(pairs: Any) -> list[Pair]:
     rule = "be None or a list of pairs of paths, (path, path) each"
     check_iterable(pairs, "pairs", rule)
     pairs = list(pairs)

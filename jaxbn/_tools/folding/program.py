@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
+from jaxbn._compat import evaluate, jaxprs_in_params
+
 Value = int
 """a value of the program, numbered in the order in which they are made"""
 
@@ -97,7 +99,7 @@ def read(closed: core.ClosedJaxpr) -> Program:
 
 def inside(equation: Equation) -> Iterable[core.JaxprEqn]:
     """The equations of the programs inside an equation, at any depth."""
-    for jaxpr in core.jaxprs_in_params(equation.eqn.params):
+    for jaxpr in jaxprs_in_params(equation.eqn.params):
         yield from _all(jaxpr)
 
 
@@ -107,8 +109,7 @@ def run(program: Program, numbers: Iterable[int], values: Mapping[Value, Any], w
     for i in numbers:
         eqn, inputs, outputs, _ = program.equations[i]
         arguments = [v.value if isinstance(v, Constant) else values[v] for v in inputs]
-        results = eqn.primitive.bind(*arguments, **_bind_params(eqn))
-        values.update(zip(outputs, results if eqn.primitive.multiple_results else [results], strict=True))
+        values.update(zip(outputs, evaluate(eqn, arguments), strict=True))
     return [values[v] for v in wanted]
 
 
@@ -160,13 +161,8 @@ def _called(eqn) -> core.ClosedJaxpr | None:
 def _all(jaxpr) -> Iterable[core.JaxprEqn]:
     for eqn in jaxpr.eqns:
         yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
+        for inner in jaxprs_in_params(eqn.params):
             yield from _all(inner)
-
-
-def _bind_params(eqn) -> dict[str, Any]:
-    params = eqn.primitive.get_bind_params(eqn.params)
-    return params if isinstance(params, dict) else params[1]
 
 
 def trace(f: Callable, *args) -> Program:
