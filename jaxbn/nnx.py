@@ -182,6 +182,7 @@ class BatchNorm(nnx.BatchNorm):
                 "No `use_running_average` argument was provided to BatchNorm: pass it to the constructor or to the "
                 "call, or set it with nnx.view(model, use_running_average=...)."
             )
+        checks.check_static_bool(use_running_average, "use_running_average")
         x = checks.check_input(x)
         x, batch_stats, params, dtype = self._promote(x, use_running_average)
         options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual}

@@ -187,7 +187,7 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
             dresidual = in_memory(elementwise(to_residual, (inputs, dy), vectors))
         if has_channels:
             dk_dc = sums(
-                [lambda arrays, v: _centred(arrays[0], v) * g(arrays, v), g],
+                [(lambda arrays, vectors: _centred(arrays[0], vectors), g), g],
                 (inputs, dy),
                 vectors,
                 over,

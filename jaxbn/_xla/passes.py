@@ -4,7 +4,9 @@ XLA keeps a value that several kernels use. Here such values (x - mean, a slope,
 again than to write and read, and a barrier hides that they are the same. Barriers change no number.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,22 +33,37 @@ def elementwise(f: Callable, arrays: Any, vectors: Any) -> jax.Array:
 
 
 def sums(
-    fs: Sequence[Callable], arrays: Any, vectors: Any, over: tuple[int, ...], *, beside_a_result: bool = False
+    fs: Sequence[Callable | tuple[Callable, ...]],
+    arrays: Any,
+    vectors: Any,
+    over: tuple[int, ...],
+    *,
+    beside_a_result: bool = False,
 ) -> list[jax.Array]:
-    """Each `f(arrays, vectors)` summed over axes: one read of each array.
+    """Each `f(arrays, vectors)`, or the product of several such factors, summed over axes: one read of each array.
 
     `beside_a_result`: what is summed is also written, by `elementwise`, and both are best one pass.
     """
 
+    terms = [f if isinstance(f, tuple) else (f,) for f in fs]
+
+    def value(factors, arrays, vectors):
+        return functools.reduce(operator.mul, [f(arrays, vectors) for f in factors])
+
     def meaning(arrays, vectors):
-        return [f(arrays, vectors).sum(over) for f in fs]
+        return [value(factors, arrays, vectors).sum(over) for factors in terms]
 
     def apart(arrays, vectors):
-        # On a CPU every sum is a kernel of its own: what two of them shared would be written to memory.
+        # On a CPU every sum is a kernel of its own: what it shared with others, or its factors, would be written to
+        # memory. Equal barriers are merged, so each stands behind the last, and the first is that of `elementwise`.
+        arrays, vectors = lax.optimization_barrier((arrays, vectors))
         found = []
-        for f in fs:  # each barrier behind the last: two that are equal are merged
-            arrays, vectors = lax.optimization_barrier((arrays, vectors))
-            found.append(f(arrays, vectors).sum(over))
+        for factors in terms:
+            values = []
+            for f in factors:
+                arrays, vectors = lax.optimization_barrier((arrays, vectors))
+                values.append(f(arrays, vectors))
+            found.append(functools.reduce(operator.mul, values).sum(over))
         return found
 
     def together(arrays, vectors):
@@ -59,10 +76,10 @@ def sums(
     def in_blocks(arrays, vectors):
         values = []
         vectors = lax.optimization_barrier(vectors) if beside_a_result else vectors  # not the barrier of the result
-        for f in fs:
+        for factors in terms:
             if beside_a_result or blocks <= 16 or not values:  # one slope for two sums, or one for each
                 vectors = lax.optimization_barrier(vectors)
-            values.append(f(arrays, vectors))
+            values.append(value(factors, arrays, vectors))
         values = [in_rows(v).reshape(blocks, -1, v.shape[-1]).sum(1) for v in values]
         # Without the barrier XLA merges the two levels again.
         values = lax.optimization_barrier(values)
