@@ -11,6 +11,16 @@ SHAPES = {
     "dense-tall": (4096, 1024),
     "dense-wide": (128, 4096),
 }
+ODD_SHAPES = {
+    "127 rows": (127, 4096),
+    "257 rows": (257, 4096),
+    "4099 rows": (4099, 1024),
+    "8191 rows": (8191, 1024),
+    "a large image": (1, 509, 509, 64),
+    "120 channels": (264, 7, 7, 120),
+    "in the cache": (256, 256),
+}
+"""What has no fitting divisor, or is small."""
 DTYPES = ("float32", "bfloat16")
 FUSED = ("", "relu", "residual")
 """What follows the normalization: nothing, ReLU, or a residual added before ReLU."""
@@ -47,4 +57,5 @@ class Workload(NamedTuple):
 
 
 def workloads(names, dtypes, fused) -> list[Workload]:
-    return [Workload(name, dtype, f, SHAPES[name]) for f in fused for name in names for dtype in dtypes]
+    shapes = SHAPES | ODD_SHAPES
+    return [Workload(name, dtype, f, shapes[name]) for f in fused for name in names for dtype in dtypes]

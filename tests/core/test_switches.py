@@ -15,12 +15,12 @@ from tests import basic_check
 SWITCHES = {
     "jax_debug_nans": True,
     "jax_debug_infs": True,
-    "jax_disable_jit": True,
-    "jax_check_tracer_leaks": True,
     "jax_transfer_guard": "disallow",
     "jax_enable_x64": True,
 }
 RARER = {
+    "jax_disable_jit": True,
+    "jax_check_tracer_leaks": True,
     "jax_enable_checks": True,
     "jax_default_matmul_precision": "bfloat16",
     "jax_numpy_dtype_promotion": "standard",

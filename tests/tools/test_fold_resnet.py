@@ -37,7 +37,10 @@ def nnx_model():
     return run(model), run(folded), jaxbn.foldable_pairs(model, X), nnx.to_pure_dict(nnx.state(folded, nnx.Param))
 
 
-@pytest.mark.parametrize(("case", "widths", "number"), [(linen, (32, 64), 6), (nnx_model, (4, 8), 6)])
+@pytest.mark.parametrize(
+    ("case", "widths", "number"),
+    [(linen, (32, 64), 6), pytest.param(nnx_model, (4, 8), 6, marks=pytest.mark.exhaustive)],
+)
 def test_the_example_network_evaluates_to_the_same(case, widths, number, monkeypatch):
     for module in (resnet_linen, resnet_nnx):
         monkeypatch.setattr(module, "WIDTHS", widths)

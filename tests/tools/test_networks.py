@@ -102,6 +102,7 @@ def test_masked_for_the_optimizer_and_merged(network):
         np.testing.assert_allclose(s["var"], np.full(s["var"].shape, 1.5 + 0.25), rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_in_evaluation_a_second_pass_in_sequence_changes_nothing(network):
     if isinstance(network.model, nnx.Module):
         model = copied(network.model)
