@@ -17,7 +17,7 @@ from jaxbn._core.linear import linear
 from jaxbn._core.moments import counts, known_tangents
 from jaxbn._core.numbers import zero_unless
 from jaxbn._sync import mapped_axes as sync
-from jaxbn._xla.passes import elementwise, in_memory, slope_point, sums
+from jaxbn._xla.passes import apart, elementwise, slope_point, sums
 
 SLOPE_AT_OUTPUT = (jax.nn.relu, jax.nn.leaky_relu)
 """Activations whose slope at their output is that at their input."""
@@ -133,7 +133,8 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
     scale, bias, centre, var, inputs = primals
     dscale, dbias, dmean, dvar, dinputs = tangents
     wide, ndim = centre[0].dtype, inputs.x.ndim
-    vectors = _vectors(affine, scale, bias, centre, var, ndim)
+    # Apart from the vectors of the forward pass, or XLA would store the slope there for this one.
+    vectors = apart(_vectors(affine, scale, bias, centre, var, ndim))
     inverse = multiplier(None, var, affine.epsilon)
     a = multiplier(scale, var, affine.epsilon).astype(wide)
     k = add(
@@ -184,7 +185,7 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
                 residual = arrays[0].residual
                 return _live(g(arrays, vectors), residual, arrays[0].mask).astype(residual.dtype)
 
-            dresidual = in_memory(elementwise(to_residual, (inputs, dy), vectors))
+            dresidual = apart(elementwise(to_residual, (inputs, dy), vectors))
         if has_channels:
             dk_dc = sums(
                 [(lambda arrays, vectors: _centred(arrays[0], vectors), g), g],

@@ -53,7 +53,7 @@ def sums(
     def meaning(arrays, vectors):
         return [value(factors, arrays, vectors).sum(over) for factors in terms]
 
-    def apart(arrays, vectors):
+    def one_by_one(arrays, vectors):
         # On a CPU every sum is a kernel of its own: what it shared with others, or its factors, would be written to
         # memory. Equal barriers are merged, so each stands behind the last, and the first is that of `elementwise`.
         arrays, vectors = lax.optimization_barrier((arrays, vectors))
@@ -94,7 +94,7 @@ def sums(
 
     def plan(program: Program):
         if program.runs_on("cpu"):
-            return apart
+            return one_by_one
         if program.runs_on(*GPU):
             whole = program.pieces > 0 and blocks % program.pieces == 0 and rows % blocks == 0
             fits = blocks > 1 and (whole or program.pieces == 1)
@@ -118,7 +118,7 @@ def num_blocks(shape: tuple[int, ...], over: tuple[int, ...], *, of_warps: bool 
     # Whole examples in a block, or whole blocks in an example: an array that is split by examples stays split.
     candidates = [b for b in _divisors(rows) if examples % b == 0 or b % examples == 0]
     size = min(max(rows // 128, 8), 64)
-    if rows <= 256:  # launches are the time: what up to 16 blocks leave is added by the next kernel
+    if rows <= 256 and not of_warps:  # launches are the time: what up to 16 blocks leave is added by the next kernel
         return -(-rows // max(size, -(-rows // 16)))
     blocks = next(b for b in candidates if rows <= b * size)
     if blocks * size > 2 * rows:  # no divisor is near: the last block is filled up
@@ -132,13 +132,13 @@ def _divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
-def in_memory(x: jax.Array) -> jax.Array:
-    """An array that is written anyway: who reads it shall not compute it again."""
+def apart(values: Any) -> Any:
+    """A tree of values as others than those that it is made of: what follows from both shall not be stored for both."""
 
     def plan(program: Program):
         return lax.optimization_barrier if program.runs_on("cpu", *GPU) else None
 
-    return planned(lambda x: x, plan)(x)
+    return planned(lambda values: values, plan)(values)
 
 
 def slope_point(z: jax.Array, y: jax.Array) -> jax.Array:
