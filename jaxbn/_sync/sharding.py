@@ -34,9 +34,12 @@ def split_alike(*arrays: jax.Array) -> list[jax.Array]:
 
 def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
     """`x`, split over devices as `like`, an array of its shape."""
-    if is_split(x) or is_split(like):
-        return jax.sharding.reshard(x, jax.typeof(like).sharding)
-    return x
+    if not (is_split(x) or is_split(like)):
+        return x
+    # The type of an array that was placed nowhere knows no mesh.
+    wanted = jax.typeof(like).sharding
+    mesh = jax.typeof(x).sharding.mesh if wanted.mesh.empty else wanted.mesh
+    return jax.sharding.reshard(x, NamedSharding(mesh, wanted.spec))
 
 
 def where(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

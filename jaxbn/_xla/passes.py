@@ -1,4 +1,4 @@
-"""How a pass over memory is written for XLA: two operations, each with a meaning of one line.
+"""How a pass over memory is written for XLA: `elementwise` and `sums`, and what keeps two passes apart.
 
 XLA keeps a value that several kernels use. Here such values (x - mean, a slope, a wider copy of x) cost less to compute
 again than to write and read, and a barrier hides that they are the same. Barriers change no number.

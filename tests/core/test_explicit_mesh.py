@@ -109,3 +109,20 @@ def test_the_output_is_split_as_the_input_and_the_statistics_as_they_were():
     assert gradient.sharding.spec == spec
     for name, value in new.items():
         assert value.sharding.spec == stats[name].sharding.spec, name
+
+
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("spec", [P("a", None, "b"), P(None, None, "b"), P(None, "b", "a")], ids=str)
+def test_a_state_that_was_placed_nowhere_meets_an_input_that_is_split(run, spec):
+    x = np.random.default_rng(0).normal(size=(6, 8, 4)).astype(np.float32)
+    params, stats = jaxbn.init(4)
+
+    def layer(params, stats, x):
+        return jaxbn.batch_norm(params, stats, x, use_running_average=False, momentum=0.0)
+
+    want = layer(params, stats, jnp.asarray(x))
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        got = run(layer)(params, stats, jax.device_put(x, NamedSharding(mesh, spec)))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=2e-6)
