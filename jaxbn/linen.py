@@ -101,7 +101,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self,
         x: ArrayLike,
-        use_running_average: bool | None = None,
+        use_running_average: bool | jax.Array | None = None,
         *,
         mask: ArrayLike | None = None,
         residual: ArrayLike | None = None,
@@ -110,7 +110,8 @@ class BatchNorm(nn.Module):
 
         Args:
           x: [..., C] float or complex, the feature axis or axes anywhere.
-          use_running_average: as the field; exactly one of the two is given.
+          use_running_average: as the field; exactly one of the two is given. A boolean array [], traced or not, leaves
+            the choice to the program.
           mask: boolean (True counts) or non-negative weights, broadcasts to `x`.
           residual: of the shape of `x` and the dtype of the result, added before the activation.
 
@@ -121,6 +122,7 @@ class BatchNorm(nn.Module):
           ValueError, TypeError: an argument breaks a rule of `jaxbn.batch_norm`, or `batch_stats` is missing.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        training = checks.check_choice(use_running_average, "use_running_average") is not True
         checks.check_module(self)
         x = checks.check_input(x)
         variables = self._batch_stats(x)
@@ -132,12 +134,13 @@ class BatchNorm(nn.Module):
         options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual}
         if self.is_initializing():  # nothing is mapped yet, and the statistics stay
             options |= {"axis_name": None, "axis_index_groups": None, "virtual_batch_size": None}
-        moments = self._batch_moments(batch_stats["mean"]) if self._accumulates() and not use_running_average else {}
+        training = training and not self.is_initializing()
+        moments = self._batch_moments(batch_stats["mean"]) if training and self._accumulates() else {}
         so_far = Moments(**{name: v.value for name, v in moments.items()}) if moments else None
         y, so_far, batch_stats = step(
             params, batch_stats, x, options, use_running_average=use_running_average, batch_moments=so_far
         )
-        if not use_running_average and not self.is_initializing():
+        if training:
             if so_far is None:
                 check_moments_reach(self)
             written = variables if so_far is None else moments
@@ -181,7 +184,5 @@ class BatchNorm(nn.Module):
     @nn.nowrap
     def _accumulates(self) -> bool:
         """Whether this apply writes 'batch_moments' and not 'batch_stats'; `mutable=True` alone asks for the latter."""
-        if self.is_initializing():
-            return False
         given = self.has_variable("batch_moments", "count")
         return self.is_mutable_collection("batch_moments") and (given or not self.is_mutable_collection("batch_stats"))

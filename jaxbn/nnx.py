@@ -155,7 +155,7 @@ class BatchNorm(nnx.BatchNorm):
     def __call__(
         self,
         x: ArrayLike,
-        use_running_average: bool | None = None,
+        use_running_average: bool | jax.Array | None = None,
         *,
         mask: ArrayLike | None = None,
         residual: ArrayLike | None = None,
@@ -164,7 +164,8 @@ class BatchNorm(nnx.BatchNorm):
 
         Args:
           x: [..., C] float or complex, the feature axis or axes anywhere.
-          use_running_average: that of the module where None.
+          use_running_average: that of the module where None. A boolean array [], traced or not, leaves the choice to
+            the program.
           mask: boolean (True counts) or non-negative weights, broadcasts to `x`.
           residual: of the shape of `x` and the dtype of the result, added before the activation.
 
@@ -182,21 +183,21 @@ class BatchNorm(nnx.BatchNorm):
                 "No `use_running_average` argument was provided to BatchNorm: pass it to the constructor or to the "
                 "call, or set it with nnx.view(model, use_running_average=...)."
             )
-        checks.check_static_bool(use_running_average, "use_running_average")
+        training = checks.check_choice(use_running_average, "use_running_average") is not True
         x = checks.check_input(x)
-        x, batch_stats, params, dtype = self._promote(x, use_running_average)
+        x, batch_stats, params, dtype = self._promote(x, training)
         options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual}
-        collected = None if use_running_average else self.batch_moments
+        collected = self.batch_moments if training else None
         so_far = None if collected is None else _values(collected)
         y, so_far, batch_stats = step(
             params, batch_stats, x, options, use_running_average=use_running_average, batch_moments=so_far
         )
-        if not use_running_average:
+        if training:
             for name, value in (batch_stats if so_far is None else so_far._asdict()).items():
                 _assign(getattr(self, name) if collected is None else collected[name], value)
         return y
 
-    def _promote(self, x: jax.Array, use_running_average: bool):
+    def _promote(self, x: jax.Array, training: bool):
         """x, the running statistics, the parameters, and the dtype of the result."""
         stats = self._batch_stats(x)
         mean, var = self.mean[...], self.var[...]
@@ -205,7 +206,7 @@ class BatchNorm(nnx.BatchNorm):
         if self.promote_dtype is not dtypes.promote_dtype:
             x, mean, var, scale, bias = self.promote_dtype(inputs, dtype=self.dtype)
             inputs = (x, scale, bias)
-            if use_running_average:
+            if not training:
                 stats |= {"mean": as_complex_as(x, mean), "var": var}
         with jax.numpy_dtype_promotion("standard"):
             dtype = dtypes.canonicalize_dtype(*inputs, dtype=self.dtype)

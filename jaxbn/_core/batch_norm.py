@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import checks
 from jaxbn._core.chunks import over_chunks
-from jaxbn._core.layer import one_batch
+from jaxbn._core.layer import Layer, one_batch
 from jaxbn._core.merge import merge_into
 from jaxbn._core.moments import shifted_moments
 from jaxbn._core.normalize import Inputs, apply_affine
@@ -36,7 +36,7 @@ def batch_norm(
     batch_stats: ArraysByName,
     x: ArrayLike,
     *,
-    use_running_average: bool,
+    use_running_average: bool | jax.Array,
     **options: Unpack[Options],
 ) -> tuple[jax.Array, BatchStats]:
     """Normalizes `x` with the statistics of the batch, or with the running ones, and returns it with the new state.
@@ -46,7 +46,8 @@ def batch_norm(
       batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [C] int32, as `jaxbn.init` makes them.
       x: [..., C] float or complex. The feature axis or axes may be anywhere: see `axis`.
       use_running_average: False in training: normalize with the batch and update the state. True in evaluation:
-        normalize with `batch_stats` and return it as it is.
+        normalize with `batch_stats` and return it as it is. A boolean array [], traced or not, puts both into one
+        program, each with its own results and derivatives; it must be the same on all devices of `axis_name`.
       axis: the feature axis or axes.
       momentum: weight of the old statistics, in [0, 1]: a number, a traced scalar, a callable of a channel's count []
         of updates so far, or `None` for the exact cumulative average. The last two need `batch_stats['count']`.
@@ -196,16 +197,25 @@ def batch_moments(x: ArrayLike, *, pivot: ArrayLike | None = None, **options: Un
 
 
 def step(
-    params, batch_stats, x, options: Options, *, use_running_average: bool, batch_moments: Moments | None = None
+    params,
+    batch_stats,
+    x,
+    options: Options,
+    *,
+    use_running_average: bool | jax.Array,
+    batch_moments: Moments | None = None,
 ) -> tuple[jax.Array, Moments | None, BatchStats]:
     """One call of a layer: y, and its state after it, of the tree and the dtypes of the state before it.
 
     In evaluation the state stays. In training the moments of the batch join `batch_moments`, those of the microbatches
-    so far, where there are some; otherwise they move `batch_stats`.
+    so far, where there are some; otherwise they move `batch_stats`. Where an array decides, evaluation is training
+    with a batch that does not count.
     """
-    checks.check_static_bool(use_running_average, "use_running_average")
-    static, arrays = check(params, batch_stats, x, options, training=not use_running_average)
-    if use_running_average:
+    chosen = checks.check_choice(use_running_average, "use_running_average")
+    static, arrays = check(params, batch_stats, x, options, training=chosen is not True)
+    if isinstance(chosen, jax.Array):
+        arrays = arrays._replace(frozen=chosen)
+    elif chosen:
         stats = arrays.batch_stats
         y = _normalize(static.affine, arrays.scale, arrays.bias, stats["mean"], stats["var"], arrays.inputs)
         return y, batch_moments, batch_stats
@@ -219,11 +229,12 @@ def step(
 @functools.partial(jax.jit, static_argnums=0)
 def _train(static: Static, arrays: Arrays) -> tuple[jax.Array, Moments]:
     batch = functools.partial(one_batch, static.reduction, static.affine)
-    vectors = arrays.scale, arrays.bias, arrays.batch_stats["mean"], arrays.batch_stats["var"]
+    stats = arrays.batch_stats
+    layer = Layer(arrays.scale, arrays.bias, stats["mean"], stats["var"], arrays.frozen)
     if static.chunk is None:
-        y, pivot, moments = batch(*vectors, arrays.inputs)
+        y, pivot, moments = batch(layer, arrays.inputs)
     else:
-        y, pivot, moments = over_chunks(batch, static.reduction.axes, static.chunk, vectors, arrays.inputs)
+        y, pivot, moments = over_chunks(batch, static.reduction.axes, static.chunk, layer, arrays.inputs)
     return y, moments._replace(mean=pivot + moments.mean)
 
 

@@ -273,6 +273,17 @@ def check_static_bool(value, name: str) -> None:
         raise TypeError(f"`{name}` must be True or False, known at trace time, got {value!r}.")
 
 
+def check_choice(value, name: str) -> bool | jax.Array:
+    """A Python bool, or a boolean array [], which leaves the choice to the program."""
+    if isinstance(value, jax.Array):
+        if value.shape != () or value.dtype != bool:
+            raise TypeError(f"`{name}` must be True, False or a boolean array [], got {describe(value)}.")
+        return value
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True, False or a boolean array [], got {value!r}.")
+    return bool(value)
+
+
 def check_module(module) -> None:
     """The fields of a module that Flax uses before the core sees them."""
     for name in ("use_bias", "use_scale", "force_float32_reductions"):

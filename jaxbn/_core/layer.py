@@ -6,6 +6,7 @@ Apart they are `moments.shifted_moments` and `normalize.apply_affine`, each with
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,58 +14,81 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxbn._core.moments import MOMENTS, known_tangents, moments_tangent, shifted_moments, tangent_moments
 from jaxbn._core.normalize import Affine, Inputs, affine_tangent, apply_affine
-from jaxbn._core.numbers import promote, real_dtype
-from jaxbn._core.types import Reduction
+from jaxbn._core.numbers import promote, real_dtype, zero_unless
+from jaxbn._core.types import Moments, Reduction
 from jaxbn._sync.sharding import where
 
 
+class Layer(NamedTuple):
+    """What a layer holds, [C] each. In the place of a tangent, its tangent."""
+
+    scale: Any
+    bias: Any
+    mean: Any
+    """running mean"""
+    var: Any
+    """running variance"""
+    frozen: Any = None
+    """[] bool, or None for False: the running statistics normalize, and the batch counts as empty"""
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def one_batch(reduction: Reduction, affine: Affine, scale, bias, mean, var, inputs: Inputs):
-    """`y`, and a pivot with the moments of `x - pivot`; a channel without examples takes the running `mean`, `var`."""
-    pivot, moments = shifted_moments(reduction, inputs.x, inputs.mask, mean)
-    centre, batch_var = _statistics(affine, pivot, moments, mean, var, inputs)
-    return apply_affine(affine, scale, bias, centre, batch_var, inputs), pivot, moments
+def one_batch(reduction: Reduction, affine: Affine, layer: Layer, inputs: Inputs):
+    """`y`, and a pivot with the moments of `x - pivot`; a channel without examples takes the running statistics."""
+    pivot, moments = shifted_moments(reduction, inputs.x, inputs.mask, layer.mean)
+    moments = _counted(layer, moments)
+    centre, var = _statistics(affine, layer, pivot, moments, inputs)
+    return apply_affine(affine, layer.scale, layer.bias, centre, var, inputs), pivot, moments
 
 
 @functools.partial(one_batch.defjvp, symbolic_zeros=True)
 def _one_batch_jvp(reduction, affine, primals, tangents):
-    scale, bias, mean, var, inputs = primals
-    dscale, dbias, running_dmean, running_dvar, dinputs = known_tangents(tangents)
+    layer, inputs = primals
+    dlayer, dinputs = known_tangents(tangents)
     # Under their name the moments stand between x and y: who keeps them computes y again in one pass.
-    pivot, moments = checkpoint_name(shifted_moments(reduction, inputs.x, inputs.mask, mean), MOMENTS)
-    centre, batch_var = _statistics(affine, pivot, moments, mean, var, inputs)
-    y = apply_affine(affine, scale, bias, centre, batch_var, inputs)
+    pivot, moments = checkpoint_name(shifted_moments(reduction, inputs.x, inputs.mask, layer.mean), MOMENTS)
+    moments = _counted(layer, moments)
+    centre, var = _statistics(affine, layer, pivot, moments, inputs)
+    y = apply_affine(affine, layer.scale, layer.bias, centre, var, inputs)
 
     wide = centre[0].dtype
     dx, dresidual = (None if t is None else t.astype(wide) for t in (dinputs.x, dinputs.residual))
     dmean = dvar = None
     if dx is not None:
-        dmean, dvar = moments_tangent(reduction, inputs.x, inputs.mask, pivot, moments, dx.astype(pivot.dtype))
+        # What is not finite in a frozen batch is no business of its other elements.
+        counted = dx if layer.frozen is None else zero_unless(~layer.frozen, dx)
+        dmean, dvar = moments_tangent(reduction, inputs.x, inputs.mask, pivot, moments, counted.astype(pivot.dtype))
     of_moments = tangent_moments(moments, dmean, dvar)
-    if _may_be_empty(reduction.axes, inputs):
+    if _may_be_empty(affine.axes, layer, inputs):
         empty = moments.count == 0
-        dmean, dvar = _where(empty, running_dmean, dmean), _where(empty, running_dvar, dvar)
-    dmean, dvar = (None if t is None else t.astype(v.dtype) for t, v in ((dmean, centre[0]), (dvar, batch_var)))
-    tangents = dscale, dbias, dmean, dvar, Inputs(dx, None, dresidual)
-    dy = affine_tangent(affine, (scale, bias, centre, batch_var, inputs), tangents)
+        dmean, dvar = _where(empty, dlayer.mean, dmean), _where(empty, dlayer.var, dvar)
+    dmean, dvar = (None if t is None else t.astype(v.dtype) for t, v in ((dmean, centre[0]), (dvar, var)))
+    tangents = dlayer.scale, dlayer.bias, dmean, dvar, Inputs(dx, None, dresidual)
+    dy = affine_tangent(affine, (layer.scale, layer.bias, centre, var, inputs), tangents)
     return (y, pivot, moments), (jnp.zeros_like(y) if dy is None else dy, jnp.zeros_like(pivot), of_moments)
 
 
-def _statistics(affine: Affine, pivot, moments, mean, var, inputs: Inputs):
+def _counted(layer: Layer, moments: Moments) -> Moments:
+    """The moments, of no example where the batch does not count."""
+    return moments if layer.frozen is None else moments._replace(count=zero_unless(~layer.frozen, moments.count))
+
+
+def _statistics(affine: Affine, layer: Layer, pivot, moments: Moments, inputs: Inputs):
     """The mean, in two parts, and the variance to normalize with, in the dtype of the computation."""
-    centre, batch_var = (pivot, moments.mean), moments.var
-    if _may_be_empty(affine.axes, inputs):
+    centre, var = (pivot, moments.mean), moments.var
+    if _may_be_empty(affine.axes, layer, inputs):
         empty = moments.count == 0
-        mean, var = mean.astype(pivot.dtype), var.astype(batch_var.dtype)
-        centre = where(empty, mean, pivot), where(empty, jnp.zeros_like(mean), moments.mean)
-        batch_var = where(empty, var, batch_var)
+        running_mean, running_var = layer.mean.astype(pivot.dtype), layer.var.astype(var.dtype)
+        centre = where(empty, running_mean, pivot), where(empty, jnp.zeros_like(running_mean), moments.mean)
+        var = where(empty, running_var, var)
     wide = promote(pivot.dtype, affine.dtype)
-    return tuple(part.astype(wide) for part in centre), batch_var.astype(real_dtype(wide))
+    return tuple(part.astype(wide) for part in centre), var.astype(real_dtype(wide))
 
 
-def _may_be_empty(axes: tuple[int, ...], inputs: Inputs) -> bool:
-    """Whether a channel may have no example."""
-    return inputs.mask is not None or 0 in (n for a, n in enumerate(inputs.x.shape) if a not in axes)
+def _may_be_empty(axes: tuple[int, ...], layer: Layer, inputs: Inputs) -> bool:
+    """Whether a channel may have no example that counts."""
+    sizes = (n for a, n in enumerate(inputs.x.shape) if a not in axes)
+    return layer.frozen is not None or inputs.mask is not None or 0 in sizes
 
 
 def _where(condition, a, b):

@@ -125,6 +125,8 @@ class Arrays(NamedTuple):
     batch_stats: BatchStats
     inputs: Inputs
     momentum: jax.Array | None
+    frozen: jax.Array | None = None
+    """[] bool: whether the running statistics normalize and stay, where the program decides it"""
 
 
 def check(params, batch_stats, x, options: TrainOptions, *, training: bool) -> tuple[Static, Arrays]:
