@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-import jaxbn
 import pendulum
 from jaxbn.linen import BatchNorm
 
@@ -26,7 +25,7 @@ class Arm(NamedTuple):
     """One way to train the critic."""
 
     norm: str
-    """'renorm', 'batch' or 'none'"""
+    """'batch' or 'none'"""
     target_network: bool
 
 
@@ -45,10 +44,7 @@ class Critic(nn.Module):
 
     @nn.nowrap
     def _norm(self, x, train):
-        if self.norm == "none":
-            return x
-        renorm = jaxbn.Renorm(r_max=3.0, d_max=5.0) if self.norm == "renorm" else None
-        return BatchNorm(use_running_average=not train, momentum=0.99, renorm=renorm)(x)
+        return x if self.norm == "none" else BatchNorm(use_running_average=not train, momentum=0.99)(x)
 
 
 class Actor(nn.Module):
@@ -63,7 +59,7 @@ class Actor(nn.Module):
         return mean, jnp.clip(log_std, -5, 1)
 
 
-ACTOR = Actor()
+ACTOR: Any = Actor()
 
 
 def draw(actor, observations, key):
@@ -131,7 +127,7 @@ def act(actor, world: World, i: jax.Array, key: jax.Array) -> World:
 
 def learn(arm: Arm, learner: Learner, batch: Transitions, key: jax.Array) -> Learner:
     """One step of the critic and one of the actor."""
-    critic = Critic(arm.norm)
+    critic: Any = Critic(arm.norm)
     next_key, actor_key = jax.random.split(key)
     next_action, next_log_density = draw(learner.actor, batch.next_observation, next_key)
 
