@@ -10,6 +10,10 @@ follows it slowly, holds the right side still, and slows learning down. CrossQ (
 critic has batch norm, and takes (s, a) and (s', a') as one batch, so that both sides are normalized with the same
 statistics. The actor sees the critic in evaluation mode.
 
+What eight runs on this pendulum show, each critic at the rate that was best on other seeds: the target network and
+batch norm do not differ measurably (mean return over training, batch norm less target network: -65 ± 249), and batch
+norm varies more from run to run. With both at 1e-3 batch norm is ahead (+95 ± 81): what it shows depends on the rate.
+
 Prints a table and saves one figure. The agent is in `rl_agent.py`, the pendulum in `pendulum.py`.
 """
 
@@ -39,7 +43,7 @@ ARMS = {
 }
 COLOURS = dict(zip(ARMS, (BLACK, ORANGE, BLUE), strict=True))
 RATES = {"no norm": 0.003, "no norm, target network": 0.01, "batch norm": 0.003}
-"""of critic and actor: what `--tune` found"""
+"""of critic and actor: what `--tune` found; that of the target network is the largest that was tried"""
 CANDIDATES = (3e-4, 1e-3, 3e-3, 1e-2)
 TUNING_SEEDS = range(100, 106)
 EVERY = 250
