@@ -106,8 +106,8 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: 
       `rows.table()` is one for rich, `rows.figure()` a matplotlib figure.
 
     Raises:
-      ValueError: the model has no batch norm; the moments belong to different layers or have different shapes; or `epsilon`
-        is not positive.
+      ValueError: the model has no batch norm; the moments belong to different layers or have different shapes; or
+        `epsilon` is not positive.
       TypeError: `model` is none of the above.
 
     References:
