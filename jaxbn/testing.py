@@ -36,17 +36,17 @@ def assert_split_invariant(
     tolerance: float = 1e-4,
     **options: Any,
 ) -> None:
-    """Runs a training step with the batch in one piece, and split over an axis, and compares all that comes out.
+    """Runs a training step with the batch whole and with it split over an axis, and compares all results.
 
-    In this order, so that the first difference is named first: the outputs of the layers as they are called, the
-    output, the statistics (of each part) and all other state that the step writes, the gradients of the parameters and
-    of the inputs.
+    They are compared in this order, so that the earliest difference is the one reported: the outputs of the layers in
+    the order of their calls, the output of the model, the statistics of each part and all other state that the step
+    writes, and the gradients of the parameters and of the inputs.
 
     Args:
       model: a `flax.linen` or `flax.nnx` module, in training mode, whose batch norm has `axis_name`. It must not draw
         random numbers: each part would draw its own.
-      *inputs: [N, ...] each, passed to the model; N is the size of the batch. What is no array with an axis (a flag,
-        None, a number) is passed as it is. Inputs that hold nothing but 0 and 1, masks and paddings, have no gradients.
+      *inputs: [N, ...] each, passed to the model; N is the size of the batch. Anything else (a flag, None, a
+        number) is passed unchanged. Inputs that hold only 0 and 1 (masks, paddings) are not differentiated.
       variables: of a linen model, as its `init` returns them; initialized with key 0 where None.
       axis_name: that of the model's batch norm.
       parts: into how many the batch is split, a divisor of N, at least 2.
@@ -59,7 +59,7 @@ def assert_split_invariant(
     Raises:
       AssertionError: something differs; the message names the first layer in which it does, and by how much.
       ValueError: the batch cannot be split into `parts`.
-      TypeError: `model` is no module of linen or nnx.
+      TypeError: `model` is not a linen or nnx module.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbn.testing

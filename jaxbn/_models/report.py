@@ -9,11 +9,11 @@ from jaxbn._models import notes
 
 
 def report_moments(module: Any, moments: Moments) -> bool:
-    """Hands in the moments of a batch, from inside a module of linen or nnx that normalizes with functions.
+    """Reports the moments of a batch from inside a module of linen or nnx that normalizes with functions.
 
     A module that calls `jaxbn.batch_norm`, or a formula of its own, and keeps 'mean' and 'var' in `batch_stats` is
-    found by `jaxbn.recalibrate`, `jaxbn.collect_moments` and accumulation, and with this line they work on it. The
-    batch norms of Flax and jaxbn need nothing of the kind.
+    found by `jaxbn.recalibrate`, `jaxbn.collect_moments` and gradient accumulation, which work on it once it calls
+    this. The batch norms of Flax and jaxbn do not need it.
 
     Args:
       module: the module itself, which has variables (linen: in the collection 'batch_stats'; nnx: `nnx.BatchStat`)
@@ -21,10 +21,10 @@ def report_moments(module: Any, moments: Moments) -> bool:
       moments: `jaxbn.Moments` of what entered it, over all devices, with count [] or [C], mean [C] and var [C].
 
     Returns:
-      Whether somebody takes them. Then the module leaves its running statistics as they are.
+      Whether the moments are being collected. If so, the module must not update its running statistics.
 
     Raises:
-      TypeError: `module` is no module of linen or nnx, or `moments` are none.
+      TypeError: `module` is not a linen or nnx module, or `moments` is not a `jaxbn.Moments`.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxbn

@@ -1,4 +1,4 @@
-"""Gradient accumulation for networks: a collection of moments beside `batch_stats`, merged a microbatch at a time.
+"""Gradient accumulation for networks: moments kept beside `batch_stats` and merged one microbatch at a time.
 
 Each layer of `batch_stats`, {'mean', 'var'}, has its {'count', 'mean', 'var'} in `batch_moments`: [C] each, the moments
 of the microbatches so far. The Flax modules merge into them; here is how they start and how they are committed.
@@ -20,19 +20,19 @@ from jaxbn._models.tree import DROPPED, Path, is_batch_stats, is_moments, map_la
 
 
 def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Moments of no example, for each layer of `batch_stats`: the start of every optimizer step.
+    """Empty moments for each layer of `batch_stats`, with which every optimizer step starts.
 
     Args:
       batch_stats: {'mean': [C], 'var': [C]}, or nested dicts, lists and tuples of these, as the `batch_stats`
         collection of a Flax model; of stacked layers [L, C].
 
     Returns:
-      The same tree with {'count': [C], 'mean': [C], 'var': [C]} in the place of each layer's statistics, all zero, at
-      least float32, each an array of its own, so that they can be donated. Nodes of other layers are left out; in a
-      list, an empty dict keeps their place.
+      The same tree with {'count': [C], 'mean': [C], 'var': [C]} in place of each layer's statistics. All are zero, in
+      float32 or wider, and each is a separate array, so that they can be donated. Nodes of other layers are left out;
+      in a list, an empty dict keeps their place.
 
     Raises:
-      TypeError: `batch_stats` is no dict, list or tuple.
+      TypeError: `batch_stats` is not a dict, list or tuple.
 
     Example:
       >>> import jax, jaxbn
@@ -58,20 +58,21 @@ def commit_moments(
       batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count', or nested dicts, lists and tuples of these; of stacked
         layers [L, C].
       batch_moments: the same tree of {'count': [C], 'mean': [C], 'var': [C]}; a layer that is absent, or that has seen
-        no example, keeps its statistics.
-      momentum: weight of the old value, as in `jaxbn.update_batch_stats`: one for all layers; or a rule by path, a dict
-        from the path of a layer, 'encoder/0/bn', to its momentum, where `*` stands for any characters and the first
-        key that fits counts: {'encoder/*': 0.9, '*': 0.99}. `jaxbn.layer_options` reads it off a model.
-      unbiased: whether the running variances are divided by `count - 1`, where count is that of the whole step; one for
-        all layers, or a rule by path.
+        no examples, keeps its statistics.
+      momentum: weight of the old value, as in `jaxbn.update_batch_stats`: either one for all layers, or a dict from
+        the path of a layer, such as 'encoder/0/bn', to its momentum. `*` matches any characters, and the first key
+        that matches is used: {'encoder/*': 0.9, '*': 0.99}. `jaxbn.layer_options` reads such a dict off a model.
+      unbiased: whether the running variances are divided by `count - 1`, where `count` is that of the whole step;
+        either one for all layers, or a dict by path.
 
     Returns:
-      New `batch_stats` with the tree, shapes and dtypes of the old one.
+      New `batch_stats` with the same tree, shapes and dtypes.
 
     Raises:
-      ValueError: `batch_moments` has a layer that `batch_stats` has not, or none at all; a rule says nothing of a
-        layer, or speaks of one that is not there; or an argument breaks a rule of `jaxbn.update_batch_stats`.
-      TypeError: one of the trees is no dict, list or tuple.
+      ValueError: `batch_moments` has no layers, or one that `batch_stats` lacks; a dict by path matches a layer with
+        none of its keys, or has a key that matches no layer; or an argument breaks a rule of
+        `jaxbn.update_batch_stats`.
+      TypeError: one of the trees is not a dict, list or tuple.
 
     References:
       Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".

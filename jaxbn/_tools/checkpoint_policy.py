@@ -1,15 +1,16 @@
 """Half the activations: a policy for `jax.checkpoint` that keeps a batch's moments and computes the rest again.
 
 In conv → batch norm → activation → conv the first convolution's output is kept for the derivative of batch norm, and
-the activation's output for that of the second convolution. The second follows from the first by one multiply-add an
+the activation's output for that of the second convolution. The second follows from the first by one multiply-add per
 element, once the moments are known. So a checkpoint begins where a convolution's output meets its batch norm:
 
     x = conv(x)
     x = checkpoint(norm, activation, conv)(x)
     x = checkpoint(norm, activation, conv)(x)
 
-and of each pair of arrays one is kept. No convolution runs twice, and no statistics, with their reads of the batch and
-their collective between devices. A boundary before the convolution, or around a whole network, saves nothing.
+and only one array of each pair is kept. No convolution runs twice, and no statistics are computed twice, so their
+reads of the batch and their collective are not repeated. A boundary before the convolution, or around a
+whole network, saves nothing.
 
 References: Chen et al. 2016, "Training deep nets with sublinear memory cost", section 3; Rota Bulò, Porzi &
 Kontschieder 2018, "In-place activated batch norm", section 3, who keep one of the two as well.
@@ -46,7 +47,7 @@ import jax
 from jaxbn._core.moments import MOMENTS
 
 save_only_moments: Callable[..., bool] = jax.checkpoint_policies.save_only_these_names(MOMENTS)
-"""Policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat`: keeps the moments of each batch, nothing else.
+"""Policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat` that keeps nothing but each batch's moments.
 
-To keep more, join it with another policy by `jax.checkpoint_policies.save_from_both_policies`.
+To keep more, combine it with another policy using `jax.checkpoint_policies.save_from_both_policies`.
 """

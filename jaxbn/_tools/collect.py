@@ -35,20 +35,20 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
           - nnx: calls the model; what it returns is not used.
           - functional: `(y, moments)`, where `moments` is the tree of `batch_stats` with a `jaxbn.Moments` in the place
             of each layer's statistics.
-      model: variables {'params': ..., 'batch_stats': ...}, or an nnx module. It stays as it is.
-      batch: a pytree of arrays, or of what converts (torch tensors, data frames). In several processes with batches of
-        their own, this looks at the one it is given; `jaxbn.merge_moments` merges what they find.
+      model: variables {'params': ..., 'batch_stats': ...}, or an nnx module. It is not changed.
+      batch: a pytree of arrays, or of objects that convert to arrays (torch tensors, data frames). If each of several
+        processes has its own batch, only the one given here is used; `jaxbn.merge_moments` merges the results.
 
     Returns:
-      The `Moments` of each batch norm by its path, with counts, means and variances [C] (of stacked layers [L, C]):
-      those of all its calls where there are several, of no example where `forward` does not reach it.
+      A dict from the path of each batch norm to its `Moments`, with counts, means and variances [C] ([L, C] for stacked
+      layers). They cover all calls of the layer, and are empty where `forward` does not reach it.
 
     Raises:
-      ValueError: `forward` gives no moments, or gives some where the model has no batch norm; or a layer ran and could
-        not report its own: the message names it, and what is missing. A module that calls `jaxbn.batch_norm` itself
-        hands its moments in with `jaxbn.report_moments`.
-      TypeError: `forward` is no function of two arguments, `model` is neither variables nor an nnx module, or `batch`
-        is not of arrays.
+      ValueError: `forward` returns no moments, or returns some where the model has no batch norm; or a layer ran but
+        could not report its moments, in which case the message names the layer and what is missing. A module that
+        calls `jaxbn.batch_norm` itself reports its moments with `jaxbn.report_moments`.
+      TypeError: `forward` is not a function of two arguments, `model` is neither variables nor an nnx module, or
+        `batch` does not consist of arrays.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn

@@ -14,23 +14,25 @@ from jaxbn._tools.checks import check_function, check_mapping
 
 
 def layer_options(forward: Callable[[Any, Any], Any], variables: Mapping[str, Any], batch: Any) -> dict[str, Any]:
-    """Momentum and `unbiased` of each batch norm that `forward` calls, by the path of the layer.
+    """The `momentum` and `unbiased` of each batch norm that `forward` calls, by the path of the layer.
 
-    For `jaxbn.commit_moments`, which sees variables and no modules. The modules of nnx know their own:
-    `jaxbn.nnx.commit_moments` needs nothing of the kind.
+    This is for `jaxbn.commit_moments`, which sees variables but not modules. nnx modules know their own options, so
+    `jaxbn.nnx.commit_moments` does not need it.
 
     Args:
-      forward: `forward(variables, batch)`, the call of a linen model. It is traced, and nothing is computed.
+      forward: `forward(variables, batch)`, the call of a linen model. It is only traced; nothing is computed.
       variables: {'params': ..., 'batch_stats': ...}.
       batch: a pytree of arrays, or of their shapes and dtypes (`jax.ShapeDtypeStruct`).
 
     Returns:
-      {'momentum': {'encoder/0/bn': 0.9, ...}, 'unbiased': {'encoder/0/bn': False, ...}}, a rule by path for each.
-      What a linen module does not say, for it calls functions, is added by hand: {**options['momentum'], 'norm': 0.9}.
+      {'momentum': {'encoder/0/bn': 0.9, ...}, 'unbiased': {'encoder/0/bn': False, ...}}, one dict by path for
+      each option. Add by hand what a linen module cannot tell because it calls functions:
+      {**options['momentum'], 'norm': 0.9}.
 
     Raises:
-      ValueError: `forward` calls no batch norm of linen, or `variables` have no `batch_stats`.
-      TypeError: `forward` is no function of two arguments, `variables` are no dict, or `batch` is not of arrays.
+      ValueError: `forward` calls no linen batch norm, or `variables` have no `batch_stats`.
+      TypeError: `forward` is not a function of two arguments, `variables` is not a dict, or `batch` does not consist of
+        arrays.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbn

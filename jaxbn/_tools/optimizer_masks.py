@@ -12,8 +12,8 @@ from jaxbn._models.tree import plain_path
 def batch_norm_mask(model: Any) -> Any:
     """A tree like the parameters: True at every scale and bias of a batch norm, False elsewhere.
 
-    For optax: to spare them weight decay, to freeze them, or to train nothing else. LayerNorm and GroupNorm have
-    scales and biases of the same names; they are False, for only a batch norm has running statistics.
+    For optax: to exempt them from weight decay, to freeze them, or to train nothing else. LayerNorm and GroupNorm have
+    scales and biases with the same names; those are False, because only a batch norm has running statistics.
 
     Three choices about a batch norm are independent of each other:
       - which statistics normalize: `use_running_average`, in the call or on the module;

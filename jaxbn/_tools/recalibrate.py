@@ -31,28 +31,28 @@ def recalibrate(
     unbiased: bool = False,
     progress: bool = False,
 ) -> Model:
-    """Sets the running statistics of every batch norm to those of a whole data set; parameters stay as they are.
+    """Sets the running statistics of every batch norm to those of a whole data set; parameters are not changed.
 
-    After averaging weights (SWA, EMA), for data of another domain (AdaBN), after fine-tuning, or because an average of
-    momentum 0.99 lags. The moments of what enters each layer are merged over all batches, exactly, whatever the
-    sizes, order, masks and devices of the batches.
+    Use it after averaging weights (SWA, EMA), for data from a different domain (AdaBN), after fine-tuning, or because
+    an average with momentum 0.99 lags behind. The moments of each layer's input are merged exactly over all batches,
+    whatever their sizes, order, masks and devices.
 
-    What enters a layer depends on how the layers below normalize, and that `forward` decides. In training mode they
+    What enters a layer depends on how the layers before it normalize, which `forward` decides. In training mode they
     use the statistics of each batch, as they did when the weights were learned. In evaluation mode they use the running
-    ones; with `sequential=True` those are recalibrated before: each pass over the data settles at least one layer more,
-    until a pass changes nothing. Then each layer has the exact statistics of what it will see in evaluation.
+    statistics; with `sequential=True` those are recalibrated first: each pass over the data settles at least one more
+    layer, until a pass changes nothing. Each layer then has the exact statistics of what it will see in evaluation.
 
-    Several processes (`jax.distributed`) may each bring batches of their own, of any sizes and numbers: they are
-    merged, and each process gets the same. Batches that are arrays over all processes are looked at together.
+    Several processes (`jax.distributed`) may each bring their own batches, in any sizes and numbers: the results are
+    merged, and every process gets the same. Batches whose arrays span all processes are processed jointly.
 
     Args:
       forward: `forward(model, batch)`, run under `jax.jit`, as for `jaxbn.collect_moments`: with linen it returns what
         `apply(..., mutable=['batch_moments', 'batch_stats'])` returns, with nnx it calls the model, and a functional
-        one returns `(y, moments)`. An axis name that is not bound here, for the model was trained on several devices,
-        is an axis of size 1.
+        one returns `(y, moments)`. An axis name that is not bound here, because the model was trained on several
+        devices, is taken as an axis of size 1.
       model: variables {'params': ..., 'batch_stats': ...}, or an nnx module.
-      batches: pytrees of arrays, or of what converts (torch tensors, data frames). Equal shapes share one compiled
-        program.
+      batches: pytrees of arrays, or of objects that convert to arrays (torch tensors, data frames). Batches of equal
+        shapes share one compiled program.
       sequential: read the batches again until nothing changes, at most once for each batch norm.
       unbiased: whether variances are divided by `count - 1`, PyTorch's convention.
       progress: show a progress bar (needs rich), with a total where `len(batches)` is known.

@@ -19,23 +19,23 @@ from jaxbn._tools.checks import check_iterable
 def merge_batch_stats(
     batch_stats: Mapping[str, Any] | Sequence[Mapping[str, Any]], counts: jax.Array | None = None
 ) -> dict[str, Any]:
-    """The running statistics of all replicas together; the variance between their means is part of them.
+    """The running statistics of all replicas together, including the variance between their means.
 
-    An average of the variances would leave that part out.
+    Averaging the variances would leave that part out.
 
     Args:
       batch_stats: {'mean': [N, C], 'var': [N, C]} of N replicas, or nested dicts and lists of these, as the
         `batch_stats` collection of a Flax model comes out of `vmap`, `pmap` or `shard_map`; or a sequence of N of
         them, [C] each.
-      counts: [N], how many examples each replica has seen, >= 0 and not all 0; all the same where None.
+      counts: [N], how many examples each replica has seen, >= 0 and not all 0; None if all have seen the same number.
 
     Returns:
-      The same tree, [C], in the same dtypes. A number of updates, 'count', is the largest of all replicas.
+      The same tree, [C], in the same dtypes. The number of updates, 'count', is the largest among the replicas.
 
     Raises:
       ValueError: there is no replica, they differ in layers or shapes, or `counts` does not hold one number >= 0 for
         each.
-      TypeError: `batch_stats` is no dict of layers, nor a sequence of these.
+      TypeError: `batch_stats` is neither a dict of layers nor a sequence of these.
 
     References:
       Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".

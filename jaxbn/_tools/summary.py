@@ -95,9 +95,9 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: 
 
     Args:
       model: variables {'params': ..., 'batch_stats': ...}, an nnx module or its `nnx.State`.
-      moments: those of the latest batch, from `jaxbn.collect_moments`, or a tree like `batch_stats` with
-        `jaxbn.Moments` or {'count', 'mean', 'var'} in the places of layers, such as a collection 'batch_moments'.
-      epsilon: that of the batch norms; below it a running variance is as good as none.
+      moments: those of the latest batch, from `jaxbn.collect_moments`; or a tree like `batch_stats` with
+        `jaxbn.Moments` or {'count', 'mean', 'var'} in place of each layer, such as a collection 'batch_moments'.
+      epsilon: that of the batch norms, in the unit of the variance; a channel with a smaller running variance is dead.
       stacked: statistics of more than one axis, [L, C], are those of layers that a scan or vmap stacks, and each has a
         row, 'blocks/bn[0]'. Otherwise they are one layer with several feature axes, and have one row.
 
@@ -106,7 +106,8 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: 
       `rows.table()` is one for rich, `rows.figure()` a matplotlib figure.
 
     Raises:
-      ValueError: the model has no batch norm; the moments are of other layers or shapes; `epsilon` is not positive.
+      ValueError: the model has no batch norm; the moments belong to different layers or have different shapes; or
+        `epsilon` is not positive.
       TypeError: `model` is none of the above.
 
     References:

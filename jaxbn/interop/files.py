@@ -22,7 +22,7 @@ class FileError(ValueError):
 def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` or `.safetensors` file by their names, in the dtypes in which they were saved.
 
-    Nothing but arrays is taken, and memory only after its size was checked: a file may come from anywhere.
+    Only arrays are read, and memory is allocated only after its size has been checked, so the file need not be trusted.
 
     Args:
       path: of the file.
@@ -30,10 +30,10 @@ def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndar
         larger, so that only what is compressed far more than weights are needs a number.
 
     Raises:
-      FileError: the file is of another kind, damaged, or larger than `max_bytes`, or holds anything but arrays of
+      FileError: the file is of a different kind, damaged, or larger than `max_bytes`, or holds anything but arrays of
         dtypes that JAX has.
-      TypeError: `path` is no path.
-      OSError: there is no such file, or it may not be read.
+      TypeError: `path` is not a path.
+      OSError: there is no such file, or it cannot be read.
 
     Example:
       >>> import os, tempfile, numpy as np
@@ -61,17 +61,17 @@ def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndar
 def save(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Writes named arrays to a `.npz` or `.safetensors` file, for `jaxbn.interop.load`, NumPy or PyTorch to read.
 
-    The file is written beside and then renamed: whatever fails, a full disk too, leaves an old file as it was.
+    The data go to a temporary file, which is then renamed: whatever fails, even a full disk, an old file stays intact.
 
     Args:
-      path: of the file; its ending says its kind.
+      path: of the file; its suffix decides the format.
       arrays: name -> array of any dtype of JAX, or tensor of PyTorch. What NumPy has no name for (bfloat16, float8,
         int4) stands in a `.npz` as one field of raw bits under the name of the dtype; what safetensors has no name for
         (complex128, int4) as bytes, with the dtype in its metadata.
 
     Raises:
-      FileError: the file is to be of another kind, or a name cannot stand in it.
-      TypeError: a name is no string, or a value no array.
+      FileError: `path` has a different suffix, or a name cannot be written in that format.
+      TypeError: a name is not a string, or a value is not an array.
       OSError: it cannot be written.
     """
     path = _with_suffix(path)

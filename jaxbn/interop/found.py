@@ -7,10 +7,10 @@ from jaxbn.interop.layout import AfterFlatten, ConvTranspose, Layout
 
 
 def find_layouts(model: Any, *args: Any, **kwargs: Any) -> dict[str, Layout]:
-    """The `layouts` of `from_torch` and `to_torch` for a model, found by looking at what it does.
+    """The `layouts` of `from_torch` and `to_torch` for a model, read off its program.
 
-    Variables do not tell a transposed convolution from another, nor a dense layer that reads a flattened image: by
-    their shapes the weights of PyTorch fit all the same, and the outputs are others.
+    Variables alone do not tell a transposed convolution from a plain one, or a dense layer that reads a flattened image
+    from any other: the shapes of PyTorch's weights fit all the same, but the outputs would differ.
 
     Args:
       model: a linen or nnx module.

@@ -1,4 +1,4 @@
-"""The weights of a model from and to PyTorch and Keras 3, by name."""
+"""Importing the weights of a model from PyTorch and Keras 3, and exporting them, by name."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,13 +20,13 @@ def from_torch(
     prefix: str = "",
     layouts: Mapping[str, Layout] | None = None,
 ) -> Any:
-    """The model with the weights of a PyTorch `state_dict`. All of them fit, or none is taken.
+    """The model with the weights of a PyTorch `state_dict`. Either all of them fit or none is imported.
 
     Args:
       state_dict: name -> array or tensor, as `model.state_dict()` or `interop.load(file)` give it.
       model: variables {'params': ..., 'batch_stats': ...} of linen (arrays, or what `jax.eval_shape` makes of `init`),
         or an nnx module: what the weights are for. It gives names, shapes and dtypes, and is unchanged.
-      names: path of a layer -> its name in PyTorch, where it is another: {'Conv_0': 'features.0'}. By default
+      names: path of a layer -> its name in PyTorch, where that differs: {'Conv_0': 'features.0'}. By default
         'layer1/0/bn1' is 'layer1.0.bn1'. `*` in both makes a row a pattern (see `interop.match_names`);
         `interop.TORCHVISION_RESNET`, `TORCHVISION_MOBILENET_V2` and `TIMM_MOBILENET_V2` are such tables.
       prefix: in front of every name in PyTorch, 'module.' for one that was trained with `DistributedDataParallel`.
@@ -40,9 +40,10 @@ def from_torch(
       of a batch norm that has one, and is dropped otherwise.
 
     Raises:
-      ValueError: entries are missing, left over, of another shape or beyond the dtype of the model: the first few,
-        their number, and, where there are any, names with which all would fit; or a name stands for two layers.
-      TypeError: an entry is no array, or `model` is no model.
+      ValueError: entries are missing, left over, of a different shape or outside the range of the model's dtype. The
+        message has the first few, their number and, where there are any, names with which all would fit. Or one name
+        stands for two layers.
+      TypeError: an entry is not an array, or `model` is not a model.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
@@ -61,12 +62,12 @@ def match_names(
     """The names of the layers that a table of patterns finds, one by one, for `from_torch` and `to_torch`.
 
     A row is `pattern in the model: pattern in the checkpoint`. `*` stands for anything within one part of a name, `**`
-    for any number of parts. What matches is paired by kind (convolutions, dense layers, batch norms, others) and in
-    order (2 before 10), the first with the first; there must be as many on both sides. Rows are taken from the top, and
-    what one has taken is gone for the next.
+    for any number of parts. Matches are paired by kind (convolutions, dense layers, batch norms, others) and in
+    order (2 before 10); both sides must have the same number. Rows are applied from the top, and what one row has
+    matched is not available to the next.
 
-    The padding is not a matter of names: a strided convolution of PyTorch with padding 1 is one of Flax with
-    `padding=1`, not 'SAME', and so is a pooling.
+    Names do not settle the padding: a strided convolution or pooling with padding 1 in PyTorch corresponds to
+    `padding=1` in Flax, not to 'SAME'.
 
     Args:
       state_dict, model, prefix: as in `from_torch`.
@@ -76,7 +77,7 @@ def match_names(
       path of a layer -> its name in PyTorch, without the prefix.
 
     Raises:
-      ValueError: a row matches more layers on one side.
+      ValueError: a row matches more layers on one side than on the other.
       TypeError: as `from_torch`.
 
     Example:
@@ -132,7 +133,7 @@ def from_keras(
     prefix: str = "",
     layouts: Mapping[str, Layout] | None = None,
 ) -> Any:
-    """The model with the weights of a Keras 3 model. All of them fit, or none is taken.
+    """The model with the weights of a Keras 3 model. Either all of them fit or none is imported.
 
     Args:
       weights: `keras_model.weights`, or path -> array, 'sequential/conv2d/kernel' say.

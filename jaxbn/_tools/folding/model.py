@@ -37,19 +37,19 @@ def fold(model: Any, *args: Any, pairs: Sequence[Pair] | None = None, **kwargs: 
     Args:
       model: a linen or nnx module.
       *args: for linen the variables and then the arguments of `model.apply`, for nnx those of the call: a small batch
-        with which the model runs. Arrays in it are looked at by their shapes, anything else (a flag) as it is.
+        with which the model runs. Only the shapes of its arrays are used; anything else (a flag) is used as it is.
       pairs: (path, path) each, a layer and a batch norm in the order of the data: ('Conv_0', 'BatchNorm_0') folds into
         the layer before, ('BatchNorm_0', 'Dense_0') into the one after; where several read a batch norm, the pairs of
         all of them. None folds all of `jaxbn.foldable_pairs(model, ...)`.
-      **kwargs: further arguments with which the model evaluates (`train=False`, say). Of an nnx model, a copy in
-        evaluation mode is looked at.
+      **kwargs: further arguments with which the model evaluates (`train=False`, say). An nnx model is not
+        changed: a copy of it, in evaluation mode, is examined.
 
     Returns:
       New variables (linen) or a new model (nnx), of the same structure, shapes and dtypes.
 
     Raises:
       ValueError: one of the `pairs` cannot be folded exactly; or there is none. What was given is unchanged.
-      TypeError: `model` is no module, or `pairs` are no pairs of paths.
+      TypeError: `model` is not a module, or `pairs` does not consist of pairs of paths.
 
     References:
       Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference",

@@ -20,7 +20,7 @@ def fold_into_previous(
     epsilon: float = 1e-5,
     out_axis: int = -1,
 ) -> dict[str, jax.Array]:
-    """The layer that alone does what it and the batch norm after it did in evaluation.
+    """A layer that does by itself what `layer` and the batch norm after it did in evaluation.
 
     It is computed in at least float32 and rounded once, to the dtypes of the layer.
 
@@ -37,8 +37,8 @@ def fold_into_previous(
       {'kernel': [..., C], 'bias': [C]}: always with a bias.
 
     Raises:
-      ValueError: the two have another number of features, or the folded kernel overflows its dtype.
-      TypeError: an argument is of another type.
+      ValueError: the two differ in their number of features, or the folded kernel overflows its dtype.
+      TypeError: an argument has the wrong type.
 
     References:
       Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
@@ -71,10 +71,10 @@ def fold_into_next(
     epsilon: float = 1e-5,
     feature_group_count: int = 1,
 ) -> dict[str, jax.Array]:
-    """The layer that alone does what the batch norm before it and it did in evaluation.
+    """A layer that does by itself what the batch norm and `layer` after it did in evaluation.
 
-    Exact for a dense layer, and for a convolution that pads with nothing, or with what it reads ('CIRCULAR',
-    'REFLECT'): zeros that are padded after a batch norm are no zeros before it.
+    Exact for a dense layer, and for a convolution without padding or with values of its own input ('CIRCULAR',
+    'REFLECT'). Zero padding is not exact: zeros after a batch norm are not zeros before it.
 
     Args:
       params: {'scale': [C], 'bias': [C]} of the batch norm; a key that is absent is not used.
@@ -87,8 +87,8 @@ def fold_into_next(
       {'kernel': as it was, 'bias': [features]}: always with a bias.
 
     Raises:
-      ValueError: the two have another number of features, or the folded kernel overflows its dtype.
-      TypeError: an argument is of another type.
+      ValueError: the two differ in their number of features, or the folded kernel overflows its dtype.
+      TypeError: an argument has the wrong type.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn
