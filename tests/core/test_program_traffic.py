@@ -11,7 +11,8 @@ import pytest
 import jaxbn
 from bench import measure, report
 from bench.compilers import compile_for
-from bench.steps import bottleneck_stack, training_step
+from bench.networks import bottleneck_stack
+from bench.steps import training_step
 from bench.traffic import kernels, traffic
 from bench.workloads import ODD_SHAPES, SHAPES, Workload, workloads
 
