@@ -86,7 +86,7 @@ def sums(
 
     leaves = jax.tree.leaves(arrays)
     shape: Any = jnp.broadcast_shapes(*(a.shape for a in leaves))
-    channels_last = is_static(*leaves) and over == tuple(range(len(shape) - 1)) and 0 not in shape
+    channels_last = is_static(*leaves) and over and over == tuple(range(len(shape) - 1)) and 0 not in shape
 
     def plan(program: Program):
         if program.runs_on("cpu"):
@@ -131,13 +131,9 @@ def best_cut(shape: tuple[int, ...], pieces: int, *, of_warps: bool = False) -> 
     block of less than a warp of 32 rows becomes a loop instead of a reduction, which cannot write a second result on
     its way; where the sums of larger blocks still keep a GPU busy, they are larger.
     """
-    *sizes, features = shape
-    rows = math.prod(sizes)
-    cuts = [Cut(a, g, p) for a, n in enumerate(sizes) for g in [math.gcd(n, pieces)] for p in _divisors(n // g)]
-    cuts.sort(key=lambda cut: cut.number(shape))
-    large = [c for c in cuts if rows >= 32 * c.number(shape) and c.number(shape) * features >= 16384]
-    if of_warps and large:
-        return large[-1]
+    rows, cuts = math.prod(shape[:-1]), _cuts(shape, pieces)
+    if of_warps and (large := _of_warps(shape, cuts)):
+        return large
     wanted = -(-rows // min(max(rows // 128, 8), 64))
     if rows <= 256 and not of_warps:  # launches are the time: what up to 16 blocks leave is added by the next kernel
         wanted = min(wanted, 16)
@@ -146,6 +142,19 @@ def best_cut(shape: tuple[int, ...], pieces: int, *, of_warps: bool = False) -> 
         return cut
     parts = -(-wanted // cut._replace(parts=1).number(shape))
     return cut._replace(parts=parts)
+
+
+def _cuts(shape: tuple[int, ...], pieces: int) -> list[Cut]:
+    """All into equal blocks, the fewest first."""
+    cuts = [Cut(a, g, p) for a, n in enumerate(shape[:-1]) for g in [math.gcd(n, pieces)] for p in _divisors(n // g)]
+    return sorted(cuts, key=lambda cut: cut.number(shape))
+
+
+def _of_warps(shape: tuple[int, ...], cuts: list[Cut]) -> Cut | None:
+    """The one with most blocks of at least a warp each, where those keep a GPU busy."""
+    rows = math.prod(shape[:-1])
+    fit = [c for c in cuts if rows >= 32 * c.number(shape) and c.number(shape) * shape[-1] >= 12288]
+    return fit[-1] if fit else None
 
 
 def _divisors(n: int) -> list[int]:
@@ -168,3 +177,20 @@ def slope_point(z: jax.Array, y: jax.Array) -> jax.Array:
     On a TPU a convolution's epilogue then reads y, which is in memory anyway, instead of x and the residual.
     """
     return planned(lambda z, y: z, lambda program: (lambda z, y: y) if program.runs_on("tpu") else None)(z, y)
+
+
+def beside(computed: jax.Array, written: jax.Array) -> jax.Array:
+    """One of two equal arrays, to be summed: `computed` from what it is made of, or `written` by a pass before.
+
+    The sums of a GPU compute it, and write it in the same pass, where their blocks have a warp of rows each; elsewhere
+    they would read all that it is made of once more: 40 bytes an element of float32 with a residual, where the one that
+    is written makes it 36.
+    """
+
+    def plan(program: Program):
+        if not (program.runs_on(*GPU) and is_static(computed) and 0 not in computed.shape and program.pieces > 0):
+            return None
+        both = _of_warps(computed.shape, _cuts(computed.shape, program.pieces))
+        return None if both else lambda computed, written: written
+
+    return planned(lambda computed, written: computed, plan)(computed, written)

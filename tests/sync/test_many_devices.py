@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxbn
 from bench.compilers import devices
+from jaxbn._xla.program import TUNING
 from tests.collectives import collectives
 
 SHAPE = (32, 16, 16, 64)
@@ -80,6 +81,7 @@ def eight(device):
         pytest.skip(str(error))
 
 
+@pytest.mark.skipif(not TUNING, reason="without tuning plain jit reads a batch twice, and collects twice")
 # Read on jax 0.10.2 (CPU) and 0.12.0.1 (all three).
 @pytest.mark.parametrize("fused", ["", "relu", "residual"])
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
@@ -91,4 +93,5 @@ def test_no_activation_moves_between_devices(device, split, axis_type, fused):
     # At most eight rows of each of eight lanes, where a shard has 1024 and all devices together 8192.
     assert all(c.numbers <= 64 * C for c in found), found
     # On a TPU whether to read once more is asked of all devices, and answered in a branch.
-    assert len(found) <= of.guessed + (2 if device == "tpu" else 0), found
+    on_tpu = "tpu" in (device, os.environ.get("JAXBN_TEST_PLATFORM"))
+    assert len(found) <= of.guessed + (2 if on_tpu else 0), found
