@@ -115,7 +115,7 @@ def measure_all(args: argparse.Namespace) -> tuple[Row, dict[str, list[Row]]]:
     from tqdm import tqdm
 
     from bench import collectives, measure, peers, timing
-    from bench.steps import NETWORKS
+    from bench.networks import NETWORKS
     from bench.workloads import workloads
 
     known = [*peers.PEERS, "torch"]

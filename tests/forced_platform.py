@@ -15,7 +15,7 @@ import pytest
 
 VARIABLE = "JAXBN_TEST_PLATFORM"
 HOOK = ("jaxbn._xla.program", "program_of")
-"""Where a lowering rule learns what it is lowered for: `program_of(module, lanes) -> Program(platforms, pieces)`."""
+"""Where a lowering rule learns what it is lowered for: `program_of(module) -> Program(platforms, pieces)`."""
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 lowered = 0

@@ -31,15 +31,28 @@ def compile_for(device: str, f: Callable, *args: Any) -> Any:
     """
     if device == "here":
         return jax.jit(f).lower(*args).compile()
-    one = NamedSharding(Mesh(_devices(device), ("x",)), P())
+    one = NamedSharding(Mesh(devices(device, 1), ("x",)), P())
     return jax.jit(f, in_shardings=one, out_shardings=one).lower(*args).compile()
 
 
-def _devices(device: str):
+def devices(device: str, number: int) -> list:
+    """One, or eight, of the devices that `compile_for` knows.
+
+    Raises:
+      RuntimeError: the compiler for that device is not installed, or fewer devices are here.
+    """
+    if device == "here":
+        if jax.device_count() < number:
+            raise RuntimeError(f"{number} devices are asked for, {jax.device_count()} are here")
+        return jax.devices()[:number]
     try:
         if device == "h100":
-            return topologies.get_topology_desc("", "cuda", target_config=_h100(), topology="1x1x1").devices[:1]
-        return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[:1]
+            described = topologies.get_topology_desc("", "cuda", target_config=_h100(), topology=f"1x1x{number}")
+        else:
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name="v5e:2x4" if number > 4 else "v5e:2x2"
+            )
+        return list(described.devices[:number])
     except Exception as error:
         wanted = {"h100": "--no-deps jax-cuda13-plugin jax-cuda13-pjrt", "tpu": "libtpu"}[device]
         raise RuntimeError(

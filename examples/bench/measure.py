@@ -9,8 +9,9 @@ import numpy as np
 
 from bench import peers
 from bench.compilers import compile_for, forward_and_backward
-from bench.steps import NETWORKS, training_step
-from bench.traffic import traffic
+from bench.networks import NETWORKS
+from bench.steps import training_step
+from bench.traffic import cycles, traffic
 from bench.workloads import Workload
 
 Row = dict[str, Any]
@@ -45,7 +46,9 @@ def step_traffic(device: str, peer: str, network: str, dtype: str) -> Row:
     program = compile_for(device, step.run, *shapes)
     found = traffic(program.as_text(), step.smallest)
     activations = step.elements * jnp.dtype(dtype).itemsize
+    estimate = cycles(program.as_text())
     return {
+        **({"cycles [M]": estimate / 1e6} if estimate else {}),
         "outside products [B/element]": round(found.bytes_outside_products / step.elements, 2),
         "all [B/element]": round(found.bytes / step.elements, 2),
         "kernels": found.kernels,

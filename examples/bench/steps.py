@@ -1,4 +1,4 @@
-"""Whole training steps: networks whose every layer is batch norm after a convolution or a matrix product."""
+"""Whole training steps of the networks, with the batch norm of a peer."""
 
 import math
 from collections.abc import Callable
@@ -8,74 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bench import peers
+from bench.networks import Network
 from bench.workloads import Workload
-
-Norm = Callable[[int, jax.Array, jax.Array | None], jax.Array]
-"""(number of the layer, x, residual) -> y, ReLU included"""
-
-
-class Network(NamedTuple):
-    """A stack of layers, one weight and one batch norm each."""
-
-    input: tuple[int, ...]
-    weights: list[tuple[int, ...]]
-    outputs: list[tuple[int, ...]]
-    """shape that each batch norm is given"""
-    fused: list[str]
-    apply: Callable[[list[jax.Array], jax.Array, Norm], jax.Array]
-
-
-def _conv(x: jax.Array, w: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def dense_stack(depth: int, batch: int, features: int) -> Network:
-    """Dense → batch norm → ReLU, `depth` times."""
-
-    def apply(weights, x, norm):
-        for i, w in enumerate(weights):
-            x = norm(i, x @ w, None)
-        return x
-
-    shape = (batch, features)
-    return Network(shape, [(features, features)] * depth, [shape] * depth, ["relu"] * depth, apply)
-
-
-def conv_stack(depth: int, batch: int, size: int, channels: int) -> Network:
-    """3x3 convolution → batch norm → ReLU, `depth` times."""
-
-    def apply(weights, x, norm):
-        for i, w in enumerate(weights):
-            x = norm(i, _conv(x, w), None)
-        return x
-
-    shape = (batch, size, size, channels)
-    return Network(shape, [(3, 3, channels, channels)] * depth, [shape] * depth, ["relu"] * depth, apply)
-
-
-def bottleneck_stack(blocks: int, batch: int, size: int, channels: int) -> Network:
-    """The bottleneck blocks of ResNet-50 (He et al. 2015, table 1): 1x1, 3x3, 1x1 to four times the channels."""
-    wide = 4 * channels
-
-    def apply(weights, x, norm):
-        for i in range(0, len(weights), 3):
-            y = norm(i, _conv(x, weights[i]), None)
-            y = norm(i + 1, _conv(y, weights[i + 1]), None)
-            x = norm(i + 2, _conv(y, weights[i + 2]), x)
-        return x
-
-    image = (batch, size, size)
-    weights = [(1, 1, wide, channels), (3, 3, channels, channels), (1, 1, channels, wide)] * blocks
-    outputs = [(*image, channels), (*image, channels), (*image, wide)] * blocks
-    return Network((*image, wide), weights, outputs, ["relu", "relu", "residual"] * blocks, apply)
-
-
-NETWORKS = {
-    # as measured by time, on a CPU too; as compiled for a GPU or TPU
-    "bottleneck-stack": (lambda: bottleneck_stack(2, 8, 28, 64), lambda: bottleneck_stack(3, 32, 28, 128)),
-    "conv-stack": (lambda: conv_stack(4, 8, 28, 64), lambda: conv_stack(8, 32, 28, 128)),
-    "dense-stack": (lambda: dense_stack(8, 2048, 256), lambda: dense_stack(8, 4096, 1024)),
-}
 
 
 class Step(NamedTuple):
@@ -112,7 +46,7 @@ def training_step(network: Network, peer: str, dtype: str) -> Step:
         weights, params = jax.tree.map(lambda p, g: p - jnp.asarray(0.1, p.dtype) * g, (weights, params), grads)
         return weights, params, states, loss
 
-    keys = iter(jax.random.split(jax.random.key(0), len(layers) + 1))
+    keys = iter(jax.random.split(jax.random.key(0), len(network.weights) + 1))
     weights = [jax.random.normal(next(keys), s) / math.sqrt(math.prod(s[:-1])) for s in network.weights]
     x = jax.random.normal(next(keys), network.input).astype(dtype)
     sizes = [math.prod(s) for s in network.outputs]

@@ -59,6 +59,15 @@ def traffic(hlo: str, elements: int) -> Traffic:
     return Traffic(len(rows), sum(len(k.reads) for k in rows), sum(len(k.writes) for k in rows), sum(moved), outside)
 
 
+def cycles(hlo: str) -> int:
+    """That the TPU's compiler expects, which writes it beside each kernel; 0 for other devices.
+
+    Branches and asynchronous copies are not in it. It is the compiler's estimate, not a time.
+    """
+    entry = hlo[hlo.find("\nENTRY ") :]
+    return sum(int(n) for n in re.findall(r'"estimated_cycles":"?(\d+)', entry[: entry.find("\n}")]))
+
+
 def kernels(hlo: str, elements: int) -> list[Kernel]:
     """Each kernel of the program; of a conditional, those of the branch that moves least: the usual one."""
     computations, entry = _parse(hlo)

@@ -17,7 +17,7 @@ from jaxbn._core.linear import linear
 from jaxbn._core.moments import counts, known_tangents
 from jaxbn._core.numbers import zero_unless
 from jaxbn._sync import mapped_axes as sync
-from jaxbn._xla.passes import apart, elementwise, slope_point, sums
+from jaxbn._xla.passes import apart, beside, elementwise, slope_point, sums
 
 SLOPE_AT_OUTPUT = (jax.nn.relu, jax.nn.leaky_relu)
 """Activations whose slope at their output is that at their input."""
@@ -187,9 +187,15 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
 
             dresidual = apart(elementwise(to_residual, (inputs, dy), vectors))
         if has_channels:
+
+            def summed(arrays, vectors):
+                *given, dresidual = arrays
+                of_element = g(given, vectors)
+                return of_element if dresidual is None else beside(of_element, dresidual.astype(wide))
+
             dk_dc = sums(
-                [(lambda arrays, vectors: _centred(arrays[0], vectors), g), g],
-                (inputs, dy),
+                [(lambda arrays, vectors: _centred(arrays[0], vectors), summed), summed],
+                (inputs, dy, dresidual),
                 vectors,
                 over,
                 beside_a_result=has_residual,

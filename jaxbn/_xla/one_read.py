@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxbn._xla.passes import GPU
-from jaxbn._xla.program import Program, in_lanes, is_static, planned
+from jaxbn._xla.program import Program, is_static, planned
 
 
 def one_read(two_reads: Callable, about: Callable, merge: Callable, over: tuple[int, ...], dtype, x, mask, hint):
@@ -44,24 +45,22 @@ def one_read(two_reads: Callable, about: Callable, merge: Callable, over: tuple[
             return near_hint if has_hint else None
         if not program.runs_on("cpu", *GPU) or program.pieces == 0:
             return None
-        lanes = math.gcd(size, program.pieces)
-        if program.pieces == 1:
-            return None if has_mask else near_some_rows
         of_lane = two_reads if has_mask else near_some_rows
-        return functools.partial(_by_lanes, of_lane, merge, lane_axis, lanes) if lanes > 1 else None
+        lanes = math.gcd(size, program.pieces)
+        return of_lane if lanes == 1 else functools.partial(_by_lanes, of_lane, merge, lane_axis, lanes)
 
     return planned(two_reads, plan)(x, mask, hint)
 
 
 def _mean_of_some_rows(x: jax.Array, over: tuple[int, ...], dtype) -> jax.Array:
-    """Mean of up to eight rows, spread over the first axis: close to the mean, and almost nothing to read."""
-    for i, a in enumerate(over):
-        if i == 0:
-            x = lax.slice_in_dim(x, 0, None, max(1, x.shape[a] // 8), axis=a)
-            x = lax.slice_in_dim(x, 0, min(8, x.shape[a]), axis=a)
-        else:
-            x = lax.slice_in_dim(x, x.shape[a] // 2, x.shape[a] // 2 + 1, axis=a)
-    mean = x.astype(dtype).mean(over)
+    """Mean of eight rows, spread over the first axis: close to the mean, and almost nothing to read."""
+    index: list = [slice(None)] * x.ndim
+    for a in over:
+        index[a] = np.full(8, x.shape[a] // 2)
+    index[over[0]] = np.arange(8) * x.shape[over[0]] // 8
+    # A gather: a slice of an axis that is split would first move everything that stands at its place.
+    rows = x.at[tuple(index)].get(mode="promise_in_bounds")
+    mean = rows.astype(dtype).mean(over[0] if over[-1] - over[0] < len(over) else 0)  # where indexing puts them
     # A pivot that is not finite would spread from its own row to the channel; the sums tell of it anyway.
     return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))
 
@@ -93,7 +92,6 @@ def _by_lanes(of_lane: Callable, merge: Callable, axis: int, lanes: int, x, mask
         return v.reshape(*v.shape[:axis], lanes, -1, *v.shape[axis + 1 :]), axis
 
     (x, a), (mask, b) = cut(x), cut(mask)
-    with in_lanes(lanes):
-        pivots, moments = jax.vmap(of_lane, in_axes=(a, b, None))(x, mask, hint)
+    pivots, moments = jax.vmap(of_lane, in_axes=(a, b, None))(x, mask, hint)
     origin = jnp.zeros(pivots.shape[1:], pivots.dtype) if hint is None else hint
     return merge(pivots, moments, origin)

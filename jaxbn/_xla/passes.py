@@ -8,7 +8,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,62 +69,92 @@ def sums(
     def together(arrays, vectors):
         return meaning(arrays, lax.optimization_barrier(vectors))
 
-    def in_rows(v):
-        v = v.reshape(-1, v.shape[-1])
-        return jnp.pad(v, ((0, -v.shape[0] % blocks), (0, 0))) if v.shape[0] % blocks else v
-
-    def in_blocks(arrays, vectors):
+    def in_blocks(cut: Cut, pieces: int, arrays, vectors):
+        blocks = cut.number(shape)
         values = []
         vectors = lax.optimization_barrier(vectors) if beside_a_result else vectors  # not the barrier of the result
         for factors in terms:
             if beside_a_result or blocks <= 16 or not values:  # one slope for two sums, or one for each
                 vectors = lax.optimization_barrier(vectors)
-            values.append(value(factors, arrays, vectors))
-        values = [in_rows(v).reshape(blocks, -1, v.shape[-1]).sum(1) for v in values]
+            values.append(cut.sum(jnp.broadcast_to(value(factors, arrays, vectors), shape)))
         # Without the barrier XLA merges the two levels again.
         values = lax.optimization_barrier(values)
-        if blocks <= 16:  # the next kernel adds so few on its way
-            return [v.sum(0) for v in values]
+        if blocks <= 16 or pieces > 1:  # the next kernel adds so few on its way; and features may be split
+            return [v.sum(tuple(range(v.ndim - 1))) for v in values]
+        values = [v.reshape(-1, v.shape[-1]) for v in values]
         return jnp.split(jnp.concatenate(values, axis=1).sum(0), len(values))  # one kernel, not one for each
 
     leaves = jax.tree.leaves(arrays)
     shape: Any = jnp.broadcast_shapes(*(a.shape for a in leaves))
-    blocks = num_blocks(shape, over, of_warps=beside_a_result) if is_static(*leaves) else 1
-    rows = math.prod(shape[:-1])
+    channels_last = is_static(*leaves) and over and over == tuple(range(len(shape) - 1)) and 0 not in shape
 
     def plan(program: Program):
         if program.runs_on("cpu"):
             return one_by_one
         if program.runs_on(*GPU):
-            whole = program.pieces > 0 and blocks % program.pieces == 0 and rows % blocks == 0
-            fits = blocks > 1 and (whole or program.pieces == 1)
-            return in_blocks if fits else together
+            known = channels_last and program.pieces > 0
+            cut = best_cut(shape, program.pieces, of_warps=beside_a_result) if known else None
+            return functools.partial(in_blocks, cut, program.pieces) if cut and cut.number(shape) > 1 else together
         return None
 
     return planned(meaning, plan)(arrays, vectors)
 
 
-def num_blocks(shape: tuple[int, ...], over: tuple[int, ...], *, of_warps: bool = False) -> int:
-    """In how many blocks of rows XLA:GPU sums an array, 1 where it should sum it in one go.
+class Cut(NamedTuple):
+    """Where an array [..., C] is cut into blocks of rows: before `axis` between any two rows, along it into so many."""
+
+    axis: int
+    pieces: int
+    """the partitioner may cut the axis here; no block lies on both sides, so that no piece moves"""
+    parts: int
+    """of each piece, the last one filled up where it is smaller"""
+
+    def number(self, shape: tuple[int, ...]) -> int:
+        """Blocks of an array of that shape."""
+        return math.prod(shape[: self.axis]) * self.pieces * self.parts
+
+    def sum(self, v: jax.Array) -> jax.Array:
+        """[..., n, ..., C] -> [..., pieces, parts, C], of each block."""
+        axis = self.axis + 1
+        v = v.reshape(*v.shape[: self.axis], self.pieces, -1, *v.shape[axis:])
+        if missing := -v.shape[axis] % self.parts:
+            v = jnp.pad(v, [(0, missing if a == axis else 0) for a in range(v.ndim)])
+        v = v.reshape(*v.shape[:axis], self.parts, -1, *v.shape[axis + 1 :])
+        return v.sum(tuple(range(axis + 1, v.ndim - 1)))
+
+
+def best_cut(shape: tuple[int, ...], pieces: int, *, of_warps: bool = False) -> Cut:
+    """Into which blocks of rows XLA:GPU should sum an array [..., C] that is cut into so many pieces along any axes.
 
     In one go, wide and short arrays are summed by too few threads, and with a slope in front of the sum operands are
     written to memory first. Two levels, the first of about 128 blocks of 8 to 64 rows, have neither. `of_warps`: a
     block of less than a warp of 32 rows becomes a loop instead of a reduction, which cannot write a second result on
     its way; where the sums of larger blocks still keep a GPU busy, they are larger.
     """
-    rows, examples = math.prod(shape[:-1]), shape[0] if shape else 0
-    if over != tuple(range(len(shape) - 1)) or rows == 0:
-        return 1
-    # Whole examples in a block, or whole blocks in an example: an array that is split by examples stays split.
-    candidates = [b for b in _divisors(rows) if examples % b == 0 or b % examples == 0]
-    size = min(max(rows // 128, 8), 64)
+    rows, cuts = math.prod(shape[:-1]), _cuts(shape, pieces)
+    if of_warps and (large := _of_warps(shape, cuts)):
+        return large
+    wanted = -(-rows // min(max(rows // 128, 8), 64))
     if rows <= 256 and not of_warps:  # launches are the time: what up to 16 blocks leave is added by the next kernel
-        return -(-rows // max(size, -(-rows // 16)))
-    blocks = next(b for b in candidates if rows <= b * size)
-    if blocks * size > 2 * rows:  # no divisor is near: the last block is filled up
-        return -(-rows // size)
-    larger = [b for b in candidates if rows // b >= 32 and b * shape[-1] >= 16384]
-    return max(larger) if of_warps and larger else blocks
+        wanted = min(wanted, 16)
+    cut = next(c for c in cuts if c.number(shape) >= wanted)
+    if cut.number(shape) <= 2 * wanted:
+        return cut
+    parts = -(-wanted // cut._replace(parts=1).number(shape))
+    return cut._replace(parts=parts)
+
+
+def _cuts(shape: tuple[int, ...], pieces: int) -> list[Cut]:
+    """All into equal blocks, the fewest first."""
+    cuts = [Cut(a, g, p) for a, n in enumerate(shape[:-1]) for g in [math.gcd(n, pieces)] for p in _divisors(n // g)]
+    return sorted(cuts, key=lambda cut: cut.number(shape))
+
+
+def _of_warps(shape: tuple[int, ...], cuts: list[Cut]) -> Cut | None:
+    """The one with most blocks of at least a warp each, where those keep a GPU busy."""
+    rows = math.prod(shape[:-1])
+    fit = [c for c in cuts if rows >= 32 * c.number(shape) and c.number(shape) * shape[-1] >= 12288]
+    return fit[-1] if fit else None
 
 
 def _divisors(n: int) -> list[int]:
@@ -147,3 +177,20 @@ def slope_point(z: jax.Array, y: jax.Array) -> jax.Array:
     On a TPU a convolution's epilogue then reads y, which is in memory anyway, instead of x and the residual.
     """
     return planned(lambda z, y: z, lambda program: (lambda z, y: y) if program.runs_on("tpu") else None)(z, y)
+
+
+def beside(computed: jax.Array, written: jax.Array) -> jax.Array:
+    """One of two equal arrays, to be summed: `computed` from what it is made of, or `written` by a pass before.
+
+    The sums of a GPU compute it, and write it in the same pass, where their blocks have a warp of rows each; elsewhere
+    they would read all that it is made of once more: 40 bytes an element of float32 with a residual, where the one that
+    is written makes it 36.
+    """
+
+    def plan(program: Program):
+        if not (program.runs_on(*GPU) and is_static(computed) and 0 not in computed.shape and program.pieces > 0):
+            return None
+        both = _of_warps(computed.shape, _cuts(computed.shape, program.pieces))
+        return None if both else lambda computed, written: written
+
+    return planned(lambda computed, written: computed, plan)(computed, written)

@@ -6,8 +6,6 @@ program is lowered, the first plan that fits it takes the place of the meaning, 
 JAXBN_TUNING=off in the environment leaves the meaning alone.
 """
 
-import contextlib
-import contextvars
 import math
 import os
 from collections.abc import Callable
@@ -36,27 +34,14 @@ class Program(NamedTuple):
         return set(self.platforms) <= set(platforms)
 
 
-_lanes: contextvars.ContextVar[int] = contextvars.ContextVar("lanes", default=1)
-
-
-@contextlib.contextmanager
-def in_lanes(lanes: int):
-    """What is traced inside works on one of `lanes` lanes, each of which lies on as many fewer devices."""
-    token = _lanes.set(_lanes.get() * lanes)
-    try:
-        yield
-    finally:
-        _lanes.reset(token)
-
-
-def program_of(module, lanes: int = 1) -> Program:
+def program_of(module) -> Program:
     """Read off the context of a module that is lowered."""
     mesh = getattr(module.axis_context, "mesh", None)
     if mesh is None:
         pieces = getattr(module.axis_context, "num_devices", 0)
     else:
         pieces = math.prod(n for name, n in mesh.shape.items() if name not in module.axis_context.manual_axes)
-    return Program(tuple(module.platforms), -(-pieces // lanes))
+    return Program(tuple(module.platforms), pieces)
 
 
 Plan = Callable[[Program], Callable | None]
@@ -79,7 +64,7 @@ def planned(meaning: Callable, *plans: Plan) -> Callable:
 
         jaxpr, shapes = jax.make_jaxpr(lambda *leaves: meaning(*tree.unflatten(leaves)), return_shape=True)(*leaves)
         plans_of_leaves = tuple(_after(plan, flat) for plan in plans)
-        out = _planned_p.bind(*leaves, meaning=jaxpr, plans=plans_of_leaves, lanes=_lanes.get())
+        out = _planned_p.bind(*leaves, meaning=jaxpr, plans=plans_of_leaves)
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
     return call
@@ -104,7 +89,7 @@ def _jvp(primals, tangents, *, meaning, **_):
     return jax.jvp(jaxpr_as_fun(meaning), list(primals), [ad.instantiate_zeros(t) for t in tangents])
 
 
-def _batch(args, dims, *, meaning, plans, lanes):
+def _batch(args, dims, *, meaning, plans):
     def over_batch(f: Callable) -> Callable:
         return jax.vmap(f, in_axes=tuple(dims))
 
@@ -112,13 +97,12 @@ def _batch(args, dims, *, meaning, plans, lanes):
         *args,
         meaning=jax.make_jaxpr(over_batch(jaxpr_as_fun(meaning)))(*args),
         plans=tuple(_after(plan, over_batch) for plan in plans),
-        lanes=lanes,
     )
     return out, [0] * len(out)
 
 
-def _lower(ctx, *args, meaning, plans, lanes):
-    program = program_of(ctx.module_context, lanes)
+def _lower(ctx, *args, meaning, plans):
+    program = program_of(ctx.module_context)
     for plan in plans:
         f = plan(program)
         if f is not None:

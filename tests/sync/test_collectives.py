@@ -94,8 +94,10 @@ def test_plain_jit_over_sharded_arrays_costs_as_many(sharding, data):
     with jax.set_mesh(sharding.mesh()):
         found = moved(partial(train, norm), *sharding.put(PARAMS, STATS, X, MASKS[data]))
     # Where positions are split, and the types do not say so, the pivots of the lanes are collected first.
-    assert len(found) == (4 if sharding is SHARDINGS["positions"] else 2)
-    assert sum(found) <= 24 * C
+    more = 1 if data == "plain" else 2
+    assert len(found) <= 2 + (more if sharding is SHARDINGS["positions"] else 0)
+    # Then also, each lane gives eight rows to its pivot.
+    assert sum(found) <= (56 if sharding is SHARDINGS["positions"] else 24) * C
 
 
 def norm(params, stats, x, mask, **options):
