@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxbn._core import checks
 from jaxbn._core.chunks import over_chunks
 from jaxbn._core.layer import one_batch
-from jaxbn._core.merge import merge_into
+from jaxbn._core.merge import Accumulated, merge_into
 from jaxbn._core.moments import shifted_moments
 from jaxbn._core.normalize import Inputs, apply_affine
 from jaxbn._core.numbers import promote, real_dtype
@@ -196,8 +196,8 @@ def batch_moments(x: ArrayLike, *, pivot: ArrayLike | None = None, **options: Un
 
 
 def step(
-    params, batch_stats, x, options: Options, *, use_running_average: bool, batch_moments: Moments | None = None
-) -> tuple[jax.Array, Moments | None, BatchStats]:
+    params, batch_stats, x, options: Options, *, use_running_average: bool, batch_moments: Accumulated | None = None
+) -> tuple[jax.Array, Accumulated | None, BatchStats]:
     """One call of a layer: y, and its state after it, of the tree and the dtypes of the state before it.
 
     In evaluation the state stays. In training the moments of the batch join `batch_moments`, those of the microbatches
