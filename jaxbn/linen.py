@@ -153,7 +153,7 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _batch_moments(self, mean: jax.Array) -> dict[str, nn.Variable]:
-        """The variables of the microbatches so far: 'count', 'mean' and 'var', and what rounding has dropped of them."""
+        """The variables 'count', 'mean' and 'var' of the microbatches so far, and what rounding has dropped."""
         zeros = zeros_of_layer(mean)._asdict()
         return {name: self.variable("batch_moments", name, lambda zero=zero: zero) for name, zero in zeros.items()}
 

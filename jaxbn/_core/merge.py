@@ -94,6 +94,11 @@ def _merge_sets_jvp(primals, tangents):
 def merge_moments(*moments: Moments) -> Moments:
     """Moments of the union of disjoint sets, exact up to rounding. Empty sets change nothing.
 
+    A loop that merges one set after another rounds at each of them. Of 100,000 microbatches of 32 rows, 1000 deviations
+    from 0, a float32 mean comes out 4 standard errors off, and 1700 where the rows are sorted. Beyond a thousand sets
+    merge pairs, and pairs of pairs (0.12). The modules of linen and nnx and `jaxbn.recalibrate` keep what rounding
+    drops (0.05).
+
     Args:
       *moments: at least one `Moments`, with counts [] or [C], means [C] and variances [C].
 
@@ -161,19 +166,22 @@ class Accumulated(NamedTuple):
 
 
 @jax.jit
-def merge_into(old: Accumulated, new: Moments) -> Accumulated:
+def merge_into(old: Accumulated, new: Moments | Accumulated) -> Accumulated:
     """Both, in the shapes and dtypes of `old`."""
 
     def stacked(o, n):
         dtype = promote(o.dtype, n.dtype)
         return jnp.stack([jnp.broadcast_to(v, old.mean.shape).astype(dtype) for v in (o, n)])
 
-    sets = Moments(*map(stacked, old.moments, new))
-    pivot, merged = _merge_parts(sets, stacked(old.mean_rest, jnp.zeros_like(new.mean)))
+    if not isinstance(new, Accumulated):
+        new = Accumulated(*new, jnp.zeros_like(new.count), jnp.zeros_like(new.mean))
+    sets = Moments(*map(stacked, old.moments, new.moments))
+    pivot, merged = _merge_parts(sets, stacked(old.mean_rest, new.mean_rest))
     mean, mean_rest = _rounded(pivot, merged.mean, old.mean.dtype)
     with jax.enable_x64(True):
-        exact = [lax.stop_gradient(v).astype(jnp.float64) for v in (old.count, old.count_rest, new.count)]
-        count, count_rest = _rounded(exact[0] + exact[2], exact[1], old.count.dtype)
+        parts = old.count, new.count, old.count_rest, new.count_rest
+        a, b, a_rest, b_rest = (lax.stop_gradient(v).astype(jnp.float64) for v in parts)
+        count, count_rest = _rounded(a + b, a_rest + b_rest, old.count.dtype)
     var = merged.var.astype(old.var.dtype)
     return Accumulated(*(jnp.broadcast_to(v, old.mean.shape) for v in (count, mean, var, count_rest, mean_rest)))
 

@@ -60,8 +60,8 @@ def commit_moments(
     Args:
       batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count', or nested dicts, lists and tuples of these; of stacked
         layers [L, C].
-      batch_moments: the same tree of {'count': [C], 'mean': [C], 'var': [C]}, others beside them; a layer that is absent, or that has seen
-        no example, keeps its statistics.
+      batch_moments: the same tree of {'count': [C], 'mean': [C], 'var': [C]}, and others beside them; a layer that is
+        absent, or that has seen no example, keeps its statistics.
       momentum: weight of the old value, as in `jaxbn.update_batch_stats`: one for all layers; or a rule by path, a dict
         from the path of a layer, 'encoder/0/bn', to its momentum, where `*` stands for any characters and the first
         key that fits counts: {'encoder/*': 0.9, '*': 0.99}. `jaxbn.layer_options` reads it off a model.

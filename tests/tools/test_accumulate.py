@@ -175,7 +175,7 @@ def test_lists_and_tuples_hold_layers_as_dicts_do():
     _, layer = jaxbn.init(2)
     tree = {"blocks": [layer, {"sigma": jnp.ones(())}, ({"bn": layer}, layer)], "plain": [jnp.ones(2)]}
     moments = jaxbn.zero_moments(tree)
-    zeros = dict.fromkeys(Accumulated._fields, [0, 0])
+    zeros = {name: [0, 0] for name in Accumulated._fields}
     assert jax.tree.map(lambda v: v.tolist(), moments) == {"blocks": [zeros, {}, ({"bn": zeros}, zeros)]}
     moments["blocks"][2][0]["bn"] = jaxbn.batch_moments(jnp.array([[1.0, 2.0]]))
     new = jaxbn.commit_moments(tree, moments, momentum=0.5)
