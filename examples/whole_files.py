@@ -13,8 +13,13 @@ from etils import epath
 
 def checksums(folder: epath.Path) -> dict[str, str]:
     """The SHA-256 of every file of a checkpoint, by its path in it."""
-    files = sorted(path for path in folder.glob("**/*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            found |= {f"{path.name}/{name}": value for name, value in checksums(path).items()}
+        else:
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def checksum_file(folder: epath.Path, step: int) -> epath.Path:
