@@ -115,7 +115,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/merge",
-        (*COLD, *SYNC, "tests/core/test_virtual_batch.py", "tests/core/test_moments.py"),
+        ("tests/core/test_moments.py", "tests/core/test_virtual_batch.py", *SYNC, *COLD),
         ("mean, var = (zero_unless(full != 0, v) for v in (mean, var))", "pass"),
         ("full * (var + abs_squared(mean))", "full * var"),
         (
