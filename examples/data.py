@@ -1,5 +1,7 @@
 """Images for the examples: scikit-learn's digits, 5000 of MNIST, or a folder with one subfolder per class."""
 
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 from sklearn import datasets
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read: formats that hold nothing but pixels. For EPS, say, Pillow starts a program that runs the file."""
+MAX_PIXELS = 50_000_000
+"""of one image; a file of a few kilobytes may unpack to any number"""
+SHOWN = 20
+"""names in one message"""
 
 
 class Dataset(NamedTuple):
@@ -74,7 +83,8 @@ def read_mnist(size: int = 14) -> Images:
 def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> Images:
     """The images of a folder with one subfolder per class, each cropped to its middle square and resized.
 
-    Files without the suffix of an image format that Pillow knows are passed over, as are hidden ones.
+    What has no suffix of `FORMATS`, or is no regular file, is passed over and counted on standard error; hidden files
+    without a word. Folders inside the subfolders are not entered.
 
     Args:
       folder: its subfolders, sorted by name, are the classes.
@@ -82,8 +92,8 @@ def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> 
       grayscale: one channel instead of three (red, green, blue).
 
     Raises:
-      ValueError: the folder is missing or has fewer than two classes, a class has fewer than two images, or an image
-        cannot be read.
+      ValueError: the folder is missing or has fewer than two classes, a class has fewer than two images, or images
+        cannot be read: all of them are named at once. One of more than `MAX_PIXELS` is not unpacked.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -91,13 +101,21 @@ def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> 
     classes = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     if len(classes) < 2:
         raise ValueError(f"{root} must have at least two subfolders, one per class, got {[c.name for c in classes]}")
-    images, labels = [], []
-    for label, path in enumerate(classes):
-        read = [_read(file, size, grayscale) for file in _image_files(path)]
-        if len(read) < 2:
-            raise ValueError(f"{path} must have at least two images, one to train and one to test, got {len(read)}")
-        images += read
-        labels += [label] * len(read)
+    files = [list(_image_files(path)) for path in classes]
+    for path, found in zip(classes, files, strict=True):
+        if len(found) < 2:
+            raise ValueError(f"{path} must have at least two images, one to train and one to test, got {len(found)}")
+    images, labels, bad = [], [], []
+    for label, found in enumerate(files):
+        for file in found:
+            try:
+                images.append(_read(file, size, grayscale))
+            except ValueError as error:
+                bad.append(str(error))
+            labels.append(label)
+    if bad:
+        more = [f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        raise ValueError("\n".join(bad[:SHOWN] + more))
     return _ordered(np.stack(images), np.array(labels), tuple(c.name for c in classes))
 
 
@@ -174,20 +192,33 @@ def split(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], seed: int, tes
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    suffixes = Image.registered_extensions()
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    others = []
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix.lower() in suffixes and not file.name.startswith("."):
+        if file.name.startswith("."):
+            continue
+        if file.suffix.lower() in suffixes and file.is_file():
             yield file
+        else:
+            others.append(file.name)
+    if others:
+        names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        print(f"{folder}: passed over {len(others)} that are no images: {names}", file=sys.stderr)
 
 
 def _read(file: Path, size: int, grayscale: bool) -> np.ndarray:
     """[size, size, channels] float32, in [0, 255]."""
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the lower limit
+            image = Image.open(file, formats=FORMATS)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} are more than {MAX_PIXELS} pixels")
             if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             upright = ImageOps.exif_transpose(image).convert("L" if grayscale else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what a damaged file raises is of many kinds
         raise ValueError(f"{file} cannot be read as an image ({error})") from error
     square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square, np.float32).reshape(size, size, -1)

@@ -7,7 +7,8 @@ starts real processes that find each other over the loopback interface with `jax
 scikit-learn's digits, and then trains it once more in one process with as many devices: the weights agree to rounding.
 The state is saved as it goes (orbax), and a run goes on from the last checkpoint, to the same numbers as one that was
 not disturbed. Try it: with `--fail-at 15` the last process dies at that step, and the others stop with an error instead
-of waiting for ever; then run it again without.
+of waiting for ever; then run it again without. If the newest checkpoint was damaged since, by so
+much as a bit, this is told, and the run goes on from the one before.
 
 On a SLURM cluster, one process per node (or per GPU), JAX reads the rest from SLURM's variables:
 
@@ -28,6 +29,7 @@ Only the mesh knows how many processes there are: the network names the axis, `b
 """
 
 import argparse
+import io
 import itertools
 import json
 import os
@@ -42,6 +44,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
@@ -50,6 +53,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import jaxbn
+from whole_files import lock, set_damaged_aside, write_checksums, write_whole
 
 WIDTHS = (64, 48, 32, 10)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -117,6 +121,9 @@ def train(folder: epath.Path, *, steps: int, batch_size: int, seed: int, save_ev
     split = NamedSharding(mesh, P("batch"))
     state = jax.device_put(init(seed), NamedSharding(mesh, P()))
     step_of, losses = make_step(mesh), {}
+    if jax.process_index() == 0:
+        set_damaged_aside(folder)
+    multihost_utils.sync_global_devices("checkpoints were checked")
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with ocp.CheckpointManager(folder, options=options) as checkpoints:
         start = checkpoints.latest_step() or 0
@@ -132,6 +139,8 @@ def train(folder: epath.Path, *, steps: int, batch_size: int, seed: int, save_ev
             losses[step] = float(loss)
             if (step + 1) % save_every == 0:
                 checkpoints.save(step + 1, args=ocp.args.StandardSave(state))
+                if jax.process_index() == 0:
+                    write_checksums(folder, step + 1)
     return state, losses
 
 
@@ -151,6 +160,7 @@ def work(args) -> None:
     )
     last = jax.process_index() == jax.process_count() - 1
     output = epath.Path(args.output).resolve()
+    held = lock(os.fspath(output)) if jax.process_index() == 0 else None
     state, losses = train(
         output / "checkpoints",
         steps=args.steps,
@@ -161,13 +171,15 @@ def work(args) -> None:
     )
     if jax.process_index() == 0:
         leaves = {jax.tree_util.keystr(path): v for path, v in jax.tree_util.tree_leaves_with_path(state[:2])}
-        with (output / "weights.npz").open("wb") as file:
-            np.savez(file, **jax.device_get(leaves))
+        weights = io.BytesIO()
+        np.savez(weights, **jax.device_get(leaves))
+        write_whole(output / "weights.npz", weights.getvalue())
         record = output / "losses.json"
         before = json.loads(record.read_text()) if record.exists() else {}
-        with record.open("w") as file:
-            json.dump(before | {str(step): loss for step, loss in losses.items()}, file)
+        write_whole(record, json.dumps(before | {str(step): loss for step, loss in losses.items()}).encode())
     jax.distributed.shutdown()
+    if held is not None:
+        held.close()
 
 
 def launch(args, output: str, processes: int, devices: int) -> None:
@@ -246,6 +258,7 @@ def main(argv=None) -> None:
     if args.cluster or args.coordinator:
         work(args)
         return
+    lock(args.output).close()
     alone = os.path.join(args.output, "alone")
     for folder in (args.output,) if args.fresh else (alone,):
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,10 +11,10 @@ from jax.typing import ArrayLike
 from jaxbn._core import checks
 from jaxbn._core.axes import feature_axes, feature_shape
 from jaxbn._core.batch_norm import step
-from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as, promote, real_dtype
 from jaxbn._core.options import fields_of
-from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
+from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Momentum
 from jaxbn._models.linen_scopes import check_moments_reach
 
 
@@ -136,7 +136,7 @@ class BatchNorm(nn.Module):
             options |= {"axis_name": None, "axis_index_groups": None, "virtual_batch_size": None}
         training = training and not self.is_initializing()
         moments = self._batch_moments(batch_stats["mean"]) if training and self._accumulates() else {}
-        so_far = Moments(**{name: v.value for name, v in moments.items()}) if moments else None
+        so_far = Accumulated(**{name: v.value for name, v in moments.items()}) if moments else None
         y, so_far, batch_stats = step(
             params, batch_stats, x, options, use_running_average=use_running_average, batch_moments=so_far
         )
@@ -156,7 +156,7 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _batch_moments(self, mean: jax.Array) -> dict[str, nn.Variable]:
-        """The variables 'count', 'mean' and 'var' of the microbatches so far."""
+        """The variables 'count', 'mean' and 'var' of the microbatches so far, and what rounding has dropped."""
         zeros = zeros_of_layer(mean)._asdict()
         return {name: self.variable("batch_moments", name, lambda zero=zero: zero) for name, zero in zeros.items()}
 

@@ -14,11 +14,11 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import checks
 from jaxbn._core.batch_norm import step
-from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.options import fields_of
 from jaxbn._core.state import init
-from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Moments, Momentum
+from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Momentum
 from jaxbn._tools import accumulate
 
 
@@ -227,8 +227,8 @@ def _assign(variable: nnx.Variable, value: jax.Array) -> None:
         variable.set_value(value)
 
 
-def _values(batch_moments: dict[str, BatchMoments]) -> Moments:
-    return Moments(**{name: variable[...] for name, variable in batch_moments.items()})
+def _values(batch_moments: dict[str, BatchMoments]) -> Accumulated:
+    return Accumulated(**{name: variable[...] for name, variable in batch_moments.items()})
 
 
 def zero_moments(model: nnx.Module) -> None:

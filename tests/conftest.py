@@ -17,7 +17,10 @@ SLOW = {
         "against_flax", "arguments", "cold_start", "derivatives", "dtypes", "explicit_mesh", "masks_broadcast",
         "memory", "program_traffic", "sizes", "switches", "values", "virtual_batch",
     },
-    "examples": {"digits", "fine_tune", "multi_process", "resume", "rl_critic", "study", "study_page", "sync_example"},
+    "examples": {
+        "digits", "faults", "fine_tune", "hostile_images", "multi_process", "resume", "rl_critic",
+        "study", "study_page", "sync_example",
+    },
     "interop": {"interop_torch", "names", "saved"},
     "models": {"linen_drop_in", "linen_transforms", "nnx_drop_in", "nnx_transforms", "options"},
     "sync": {"group_isolation", "sync"},

@@ -41,7 +41,7 @@ MUTANTS = [
         ("return mask if mask.dtype == bool else mask > 0", "return mask if mask.dtype == bool else mask >= 0"),
         ("values if mask.dtype == bool else mask.astype(values.dtype) * values", "values"),
         ("if mask is None or mask.shape[a] == 1)", "if mask is None or mask.shape[a] != 1)"),
-        ("count = count.astype(repeats.dtype) * repeats", "count = count.astype(repeats.dtype)"),
+        ("count = count.astype(dtype) * repeats", "count = count.astype(dtype)"),
         ("if all(mask.shape[a] == 1 for a in axes):", "if any(mask.shape[a] == 1 for a in axes):"),
         ("return x if mask is None else zero_unless(counts(mask), x)", "return x"),
         (
@@ -115,7 +115,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/merge",
-        (*COLD, *SYNC, "tests/core/test_virtual_batch.py", "tests/core/test_moments.py"),
+        ("tests/core/test_moments.py", "tests/core/test_virtual_batch.py", *SYNC, *COLD),
         ("mean, var = (zero_unless(full != 0, v) for v in (mean, var))", "pass"),
         ("full * (var + abs_squared(mean))", "full * var"),
         (
@@ -133,6 +133,20 @@ MUTANTS = [
         ("rest = (mean - pivot.astype(wide)).astype(narrow)", "rest = jnp.zeros_like(pivot)"),
     ),
     *_in(
+        "_core/merge",
+        ("tests/core/test_long_run.py", "tests/tools/test_accumulate.py"),
+        (
+            "count, count_rest = _rounded(a + b, a_rest + b_rest, old.count.dtype)",
+            "count, count_rest = _rounded(a + b, a_rest, old.count.dtype)",
+        ),
+        (
+            "count, count_rest = _rounded(a + b, a_rest + b_rest, old.count.dtype)",
+            "count, count_rest = _rounded(a + b, b_rest, old.count.dtype)",
+        ),
+        ("_merge_parts(sets, stacked(old.mean_rest, new.mean_rest))", "_merge_parts(sets, jnp.zeros_like(sets.mean))"),
+        ("((value - total.astype(value.dtype)) + rest)", "(value - total.astype(value.dtype))"),
+    ),
+    *_in(
         "_core/axes",
         VALUES + MASKS,
         ("canonical = tuple(sorted(int(a) % ndim for a in axes))", "canonical = tuple(int(a) % ndim for a in axes)"),
@@ -145,7 +159,7 @@ MUTANTS = [
         "_core/chunks",
         ("tests/core/test_virtual_batch.py", *VALUES, *MASKS),
         ("axis = reduction_axes(axes, x.ndim)[0]", "axis = reduction_axes(axes, x.ndim)[-1]"),
-        ("return v if v.shape[axis] == 1 else", "return"),
+        ("v if v.shape[axis] == 1 else v.reshape", "v.reshape"),
     ),
     *_in(
         "_core/numbers",
@@ -179,16 +193,16 @@ MUTANTS = [
         "_sync/sharding",
         MESH,
         ("if spec[i] is None and a.shape[i - len(shape)] == shape[i]:", "if False:"),
-        ("if is_split(x) or is_split(like):", "if False:"),
+        ("if not (is_split(x) or is_split(like)):", "if True:"),
     ),
     *_in(
         "_xla/one_read",
         COLD + SIZES + MESH,
-        ("if 0 in x.shape or not is_static(x) or not over:", "if not is_static(x) or not over:"),
-        ("if 0 in x.shape or not is_static(x) or not over:", "if 0 in x.shape or not over:"),
-        ("return near_some_rows if mask is None else None", "return near_some_rows"),
-        ("of_lane = near_some_rows if mask is None else two_reads", "of_lane = near_some_rows"),
-        ("lanes = math.gcd(x.shape[lane_axis], program.pieces)", "lanes = 1"),
+        ("is_static(x) and 0 not in x.shape and bool(over), mask", "is_static(x) and bool(over), mask"),
+        ("is_static(x) and 0 not in x.shape and bool(over), mask", "0 not in x.shape and bool(over), mask"),
+        ("return None if has_mask else near_some_rows", "return near_some_rows"),
+        ("of_lane = two_reads if has_mask else near_some_rows", "of_lane = near_some_rows"),
+        ("lanes = math.gcd(size, program.pieces)", "lanes = 1"),
         ("return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))", "return mean"),
     ),
     *_in(

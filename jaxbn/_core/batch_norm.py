@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxbn._core import checks
 from jaxbn._core.chunks import over_chunks
 from jaxbn._core.layer import Layer, one_batch
-from jaxbn._core.merge import merge_into
+from jaxbn._core.merge import Accumulated, merge_into
 from jaxbn._core.moments import shifted_moments
 from jaxbn._core.normalize import Inputs, apply_affine
 from jaxbn._core.numbers import promote, real_dtype
@@ -203,8 +203,8 @@ def step(
     options: Options,
     *,
     use_running_average: bool | jax.Array,
-    batch_moments: Moments | None = None,
-) -> tuple[jax.Array, Moments | None, BatchStats]:
+    batch_moments: Accumulated | None = None,
+) -> tuple[jax.Array, Accumulated | None, BatchStats]:
     """One call of a layer: y, and its state after it, of the tree and the dtypes of the state before it.
 
     In evaluation the state stays. In training the moments of the batch join `batch_moments`, those of the microbatches

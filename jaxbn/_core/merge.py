@@ -4,6 +4,7 @@ References: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algori
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,11 @@ def _merge_sets_jvp(primals, tangents):
 def merge_moments(*moments: Moments) -> Moments:
     """Moments of the union of disjoint sets, exact up to rounding. Empty sets change nothing.
 
+    A loop that merges one set after another rounds at each of them. Of 100,000 microbatches of 32 rows, 1000 deviations
+    from 0, a float32 mean comes out 4 standard errors off, and 1700 where the rows are sorted. Beyond a thousand sets
+    merge pairs, and pairs of pairs (0.12). The modules of linen and nnx and `jaxbn.recalibrate` keep what rounding
+    drops (0.05).
+
     Args:
       *moments: at least one `Moments`, with counts [] or [C], means [C] and variances [C].
 
@@ -126,28 +132,69 @@ def merge_moments(*moments: Moments) -> Moments:
 @jax.jit
 def merge_stacked(moments: Moments) -> Moments:
     """Moments of the union of the sets along axis 0: of `count` [N] or [N, C], `mean` [N, C] and `var` [N, C]."""
+    pivot, merged = _merge_parts(moments, jnp.zeros_like(moments.mean))
+    return merged._replace(mean=pivot + merged.mean)
+
+
+def _merge_parts(moments: Moments, rests: jax.Array) -> tuple[jax.Array, Moments]:
+    """The mean of the union, and its moments about it, of sets with the means `moments.mean + rests` [N, C]."""
     n = moments.count.reshape(moments.count.shape + (1,) * (moments.mean.ndim - moments.count.ndim))
     # Of the mean of the means, in float32, only nearness is asked.
     means = zero_unless(n != 0, moments.mean)
     origin = lax.stop_gradient(divide((n.astype(means.dtype) * means).sum(0), n.sum(0)))
-    pivot, merged = merge_sets(jnp.zeros_like(moments.mean), moments, origin)
-    return merged._replace(mean=pivot + merged.mean)
+    return merge_sets(moments.mean, moments._replace(mean=rests), origin)
 
 
-def merge_into(old: Moments, new: Moments) -> Moments:
-    """Moments of both, in the shapes and dtypes of `old`."""
+class Accumulated(NamedTuple):
+    """The moments of all sets so far, and what rounding has dropped of them: [C] each, of at least float32.
+
+    A float32 mean that is rounded at every merge gets stuck, 1000 deviations from 0 after some 5000 microbatches: the
+    next one would move it by less than half a unit in its last place. Likewise a count, at 2^24.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    mean: jax.Array
+    var: jax.Array
+    count_rest: jax.Array
+    """what `count` lacks"""
+    mean_rest: jax.Array
+    """what `mean` lacks"""
+
+    @property
+    def moments(self) -> Moments:
+        return Moments(*self[:3])
+
+
+@jax.jit
+def merge_into(old: Accumulated, new: Moments | Accumulated) -> Accumulated:
+    """Both, in the shapes and dtypes of `old`."""
 
     def stacked(o, n):
         dtype = promote(o.dtype, n.dtype)
         return jnp.stack([jnp.broadcast_to(v, old.mean.shape).astype(dtype) for v in (o, n)])
 
-    merged = merge_stacked(Moments(*map(stacked, old, new)))
-    return Moments(*(jnp.broadcast_to(m, o.shape).astype(o.dtype) for m, o in zip(merged, old, strict=True)))
+    if not isinstance(new, Accumulated):
+        new = Accumulated(*new, jnp.zeros_like(new.count), jnp.zeros_like(new.mean))
+    sets = Moments(*map(stacked, old.moments, new.moments))
+    pivot, merged = _merge_parts(sets, stacked(old.mean_rest, new.mean_rest))
+    mean, mean_rest = _rounded(pivot, merged.mean, old.mean.dtype)
+    with jax.enable_x64(True):
+        parts = old.count, new.count, old.count_rest, new.count_rest
+        a, b, a_rest, b_rest = (lax.stop_gradient(v).astype(jnp.float64) for v in parts)
+        count, count_rest = _rounded(a + b, a_rest + b_rest, old.count.dtype)
+    var = merged.var.astype(old.var.dtype)
+    return Accumulated(*(jnp.broadcast_to(v, old.mean.shape) for v in (count, mean, var, count_rest, mean_rest)))
 
 
-def zeros_of_layer(mean: jax.Array) -> Moments:
+def _rounded(value: jax.Array, rest: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:
+    """`value + rest` in `dtype`, and what that lacks."""
+    total = (value + rest).astype(dtype)
+    return total, ((value - total.astype(value.dtype)) + rest).astype(dtype)
+
+
+def zeros_of_layer(mean: jax.Array) -> Accumulated:
     """The moments of no example, in the shape of a running mean [C], and of at least its precision and float32's."""
     wide = accumulator(jnp.result_type(mean))
     real = real_dtype(wide)
-    # Three arrays, not one three times: who donates them gives each away once.
-    return Moments(*(jnp.zeros(jnp.shape(mean), dtype) for dtype in (real, wide, real)))
+    # An array each: who donates them gives each away once.
+    return Accumulated(*(jnp.zeros(jnp.shape(mean), dtype) for dtype in (real, wide, real, real, wide)))

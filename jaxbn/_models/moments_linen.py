@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.linen_scopes import MOMENTS, hidden_from, why_hidden
@@ -58,7 +58,7 @@ def can_report(module: Any) -> bool:
     return not (hidden_from(module, MOMENTS) and hidden_from(module, "batch_stats"))
 
 
-def hand_in(module: Any, new: Moments, old: Moments | None, noted: notes.Notes) -> None:
+def hand_in(module: Any, new: Moments, old: Accumulated | None, noted: notes.Notes) -> None:
     """Writes the moments of `old` and `new` where they leave the model, or notes why they cannot."""
     if not can_report(module):
         noted.lost[module.path] = why_hidden(module)
@@ -74,21 +74,21 @@ def hand_in(module: Any, new: Moments, old: Moments | None, noted: notes.Notes) 
             module.put_variable(MOMENTS, name, value)
 
 
-def written(module: Any) -> Moments | None:
+def written(module: Any) -> Accumulated | None:
     """The moments of the calls of this layer so far."""
     if hidden_from(module, MOMENTS):
         return module.get_variable("batch_stats", ENTERED)
-    fields = [module.get_variable(MOMENTS, name) for name in Moments._fields]
-    return None if fields[0] is None else Moments(*fields)
+    fields = {name: module.get_variable(MOMENTS, name) for name in Accumulated._fields}
+    return None if fields["count"] is None else Accumulated(**fields)
 
 
 def found_in(updates: Mapping[str, Any]) -> dict[Path, Moments]:
     """The moments in the collections that `apply` returned."""
-    beside = nodes(updates.get("batch_stats", {}), lambda node: isinstance(node, Moments))
-    entered = {path[:-1]: moments for path, moments in beside.items() if path[-1:] == (ENTERED,)}
+    beside = nodes(updates.get("batch_stats", {}), lambda node: isinstance(node, Accumulated))
+    entered = {path[:-1]: accumulated for path, accumulated in beside.items() if path[-1:] == (ENTERED,)}
     collected = moments_by_path(updates.get(MOMENTS, {}))
-    both = {path: notes.add(entered[path], collected[path]) for path in set(entered) & set(collected)}
-    return entered | collected | both
+    both = {path: notes.add(a, collected[path]) for path, a in entered.items() if path in collected}
+    return {path: a.moments for path, a in entered.items()} | collected | {path: a.moments for path, a in both.items()}
 
 
 def with_zeros(variables: Mapping[str, Any], stats: Mapping[Path, BatchStats]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flax import nnx
 
-from jaxbn._core.merge import zeros_of_layer
+from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.tree import Path
@@ -18,7 +18,7 @@ from jaxbn.nnx import BatchNorm
 
 
 class Entered(nnx.BatchStat):
-    """The count, mean or variance, [C], of what has entered a layer."""
+    """The count, mean or variance, [C], of what has entered a layer, or what rounding has dropped of it."""
 
 
 def watched_copy(model: nnx.Module, stats: dict[Path, BatchStats]) -> nnx.Module:
@@ -72,7 +72,7 @@ def moments_in(model: nnx.Module) -> dict[Path, Moments]:
     """What has entered the layers of a watched copy that were reached."""
     noted = notes.current()
     assert noted is not None
-    return {path: _entered(m) for path, m in modules_of(model).items() if path in noted.reported}
+    return {path: _entered(m).moments for path, m in modules_of(model).items() if path in noted.reported}
 
 
 def with_stats(state: nnx.State, stats: dict[Path, BatchStats]) -> nnx.State:
@@ -109,5 +109,5 @@ def changed(state: nnx.State, new: nnx.State) -> nnx.State:
     return nnx.from_flat_state(dict(nnx.to_flat_state(state)) | dict(nnx.to_flat_state(new)))
 
 
-def _entered(layer: Any) -> Moments:
-    return Moments(**{name: variable.get_value() for name, variable in layer._jaxbn_entered.items()})
+def _entered(layer: Any) -> Accumulated:
+    return Accumulated(**{name: variable.get_value() for name, variable in layer._jaxbn_entered.items()})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxbn._core.batch_norm import batch_moments
-from jaxbn._core.merge import merge_into
+from jaxbn._core.merge import Accumulated, merge_into
 from jaxbn._core.types import Moments
 from jaxbn._models.tree import Path
 
@@ -69,6 +69,7 @@ def _is_bound(name: Any) -> bool:
     return True
 
 
-def add(old: Moments, new: Moments) -> Moments:
+def add(old: Accumulated, new: Moments) -> Accumulated:
     """Both, [C] each; complex where the new ones are."""
-    return merge_into(old._replace(mean=old.mean.astype(jnp.promote_types(old.mean.dtype, new.mean.dtype))), new)
+    dtype = jnp.promote_types(old.mean.dtype, new.mean.dtype)
+    return merge_into(old._replace(mean=old.mean.astype(dtype), mean_rest=old.mean_rest.astype(dtype)), new)

@@ -1,7 +1,8 @@
 """Gradient accumulation for networks: moments kept beside `batch_stats` and merged one microbatch at a time.
 
 Each layer of `batch_stats`, {'mean', 'var'}, has its {'count', 'mean', 'var'} in `batch_moments`: [C] each, the moments
-of the microbatches so far. The Flax modules merge into them; here is how they start and how they are committed.
+of the microbatches so far, and beside them {'count_rest', 'mean_rest'}, what rounding has dropped. The Flax modules
+merge into them; here is how they start and how they are committed.
 """
 
 from collections.abc import Mapping
@@ -27,9 +28,10 @@ def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
         collection of a Flax model; of stacked layers [L, C].
 
     Returns:
-      The same tree with {'count': [C], 'mean': [C], 'var': [C]} in place of each layer's statistics. All are zero, in
-      float32 or wider, and each is a separate array, so that they can be donated. Nodes of other layers are left out;
-      in a list, an empty dict keeps their place.
+      The same tree with {'count': [C], 'mean': [C], 'var': [C]} in the place of each layer's statistics, and with what
+      rounding will drop of the first two, 'count_rest' [C] and 'mean_rest' [C]: a float32 mean alone gets stuck after
+      some thousand microbatches. All are zero, at least float32, each an array of its own, so that they can be
+      donated. Nodes of other layers are left out; in a list, an empty dict keeps their place.
 
     Raises:
       TypeError: `batch_stats` is not a dict, list or tuple.
@@ -37,8 +39,9 @@ def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
     Example:
       >>> import jax, jaxbn
       >>> _, batch_stats = jaxbn.init(2)
-      >>> jax.tree.map(lambda v: v.tolist(), jaxbn.zero_moments({"bn": batch_stats}))
-      {'bn': {'count': [0.0, 0.0], 'mean': [0.0, 0.0], 'var': [0.0, 0.0]}}
+      >>> zeros = jaxbn.zero_moments({"bn": batch_stats})["bn"]
+      >>> zeros["count"].tolist(), zeros["mean"].tolist(), zeros["var"].tolist()
+      ([0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
     """
     check_tree(batch_stats, "batch_stats")
     zeros = map_layers(batch_stats, lambda _, s: zeros_of_layer(s["mean"])._asdict(), lambda *_: DROPPED)
@@ -57,8 +60,8 @@ def commit_moments(
     Args:
       batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count', or nested dicts, lists and tuples of these; of stacked
         layers [L, C].
-      batch_moments: the same tree of {'count': [C], 'mean': [C], 'var': [C]}; a layer that is absent, or that has seen
-        no examples, keeps its statistics.
+      batch_moments: the same tree of {'count': [C], 'mean': [C], 'var': [C]}, and others beside them; a layer that is
+        absent, or that has seen no examples, keeps its statistics.
       momentum: weight of the old value, as in `jaxbn.update_batch_stats`: either one for all layers, or a dict from
         the path of a layer, such as 'encoder/0/bn', to its momentum. `*` matches any characters, and the first key
         that matches is used: {'encoder/*': 0.9, '*': 0.99}. `jaxbn.layer_options` reads such a dict off a model.

@@ -118,7 +118,7 @@ class Collector:
         self._check(moments)
         self.calls = self.calls or list(self.notes.calls)
         zeros = {path: zeros_of_layer(s["mean"]) for path, s in given.items()}
-        return [notes.add(z, moments[path]) if path in moments else z for path, z in zeros.items()], state
+        return [(notes.add(z, moments[path]) if path in moments else z).moments for path, z in zeros.items()], state
 
     def _check(self, moments: dict[Path, Moments]) -> None:
         lost = {path: why for path, why in self.notes.lost.items() if path in self.stats and path not in moments}

@@ -126,7 +126,7 @@ def recalibrate(
         collector.stats = dict(zip(original, new, strict=True))
         if _equal(old, new):
             break
-    _check_finite({path: seen.moments for path, seen in zip(original, merged, strict=True)})
+    _check_finite({path: seen.moments.moments for path, seen in zip(original, merged, strict=True)})
     if not sequential:
         _tell_misfits(collector, original)
     return _write(model, original, collector.stats)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn._core.merge import merge_moments
+from jaxbn._core.merge import Accumulated, merge_into, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as, promote
 from jaxbn._core.state import update_batch_stats
 from jaxbn._core.types import BatchStats, Moments
@@ -19,7 +19,7 @@ from jaxbn._tools.collect import Collector
 class Seen(NamedTuple):
     """What a layer has seen."""
 
-    moments: Moments
+    moments: Accumulated
     """[C] each"""
     batches: jax.Array
     """[C] int32, how many batches had an example of the channel"""
@@ -27,38 +27,19 @@ class Seen(NamedTuple):
 
 @jax.jit
 def _merge(a: list[Seen], b: list[Seen]) -> list[Seen]:
-    return [Seen(merge_moments(m.moments, n.moments), m.batches + n.batches) for m, n in zip(a, b, strict=True)]
+    return [Seen(merge_into(m.moments, n.moments), m.batches + n.batches) for m, n in zip(a, b, strict=True)]
 
 
 @jax.jit
-def _seen_once(moments: list[Moments]) -> list[Seen]:
-    return [Seen(m, (m.count > 0).astype(jnp.int32)) for m in moments]
-
-
-class _Tree:
-    """Merges pairs, and pairs of pairs: N of them cost log2(N) roundings and not N."""
-
-    def __init__(self):
-        self._pending: list[tuple[int, list[Seen]]] = []
-
-    def add(self, seen: list[Seen]) -> None:
-        size = 1
-        while self._pending and self._pending[-1][0] == size:
-            seen, size = _merge(self._pending.pop()[1], seen), 2 * size
-        self._pending.append((size, seen))
-
-    def total(self) -> list[Seen] | None:
-        if not self._pending:
-            return None
-        *rest, (_, total) = self._pending
-        for _, seen in reversed(rest):
-            total = _merge(seen, total)
-        return total
+def _with_batch(total: list[Seen], moments: list[Moments]) -> list[Seen]:
+    new = [Seen(merge_into(zeros_of_layer(m.mean), m), (m.count > 0).astype(jnp.int32)) for m in moments]
+    return _merge(total, new) if total else new
 
 
 def look_at_all(collector: Collector, batches: Iterable[Any]) -> list[Seen]:
     """What each layer sees in all batches, of all processes."""
-    group, tree, number, state = processes.Group(), _Tree(), 0, collector.start
+    group, number, state = processes.Group(), 0, collector.start
+    total: list[Seen] = []
     structure = None
     try:
         for batch in batches:
@@ -74,13 +55,13 @@ def look_at_all(collector: Collector, batches: Iterable[Any]) -> list[Seen]:
                     f"`forward` must take every batch: it failed on number {number}, counted from 0, of the structure "
                     f"{jax.tree.structure(batch)}, where the first was {structure}. The statistics are as they were."
                 ) from error
-            tree.add(_seen_once(moments))
+            total = _with_batch(total, moments)
             number += 1
     except Exception:
         group.fail()
         raise
-    total = group.merged(tree.total(), number, _merge)
-    if total is None:
+    total = group.merged(total, number, _merge)
+    if not number:
         raise ValueError("`batches` must hold at least one batch, got none. The statistics are as they were.")
     if not any(np.any(seen.moments.count) for seen in total):
         raise ValueError(
@@ -97,7 +78,7 @@ def with_seen(stats: list[BatchStats], seen: list[Seen], *, unbiased: bool) -> l
 
 def _set_layer(batch_stats: BatchStats, seen: Seen, unbiased: bool) -> BatchStats:
     """The statistics replaced by the moments, channel by channel, where these can be used."""
-    moments = seen.moments
+    moments = seen.moments.moments
     old = {name: jnp.asarray(batch_stats[name]) for name in ("mean", "var")}
     old["mean"] = as_complex_as(moments.mean, old["mean"])
     # Not from the old ones: a weight of 0 would keep a NaN.

@@ -11,7 +11,7 @@ from jax import lax
 import jaxbn
 import jaxbn.linen
 import jaxbn.nnx
-from jaxbn._core.merge import merge_into
+from jaxbn._core.merge import Accumulated, merge_into
 from jaxbn._models import linen_scopes
 from jaxbn._tools.layer_options import layer_options
 
@@ -36,7 +36,7 @@ def test_functional_microbatches_are_the_whole_batch():
             y, new = jaxbn.normalize_batch(params, batch_stats, x)
             return jaxbn.merge_moments(moments, new), y
 
-        moments, _ = lax.scan(body, jaxbn.Moments(**jaxbn.zero_moments(batch_stats)), microbatches)
+        moments, _ = lax.scan(body, jaxbn.batch_moments(microbatches[0, :0]), microbatches)
         return jaxbn.update_batch_stats(batch_stats, moments, momentum=MOMENTUM, unbiased=True)
 
     new = step(batch_stats, MICROBATCHES)
@@ -141,8 +141,8 @@ def test_other_statistics_and_absent_layers_stay():
 
 def test_wider_microbatches_leave_the_shapes_and_dtypes_of_the_carry():
     _, batch_stats = jaxbn.init(3, param_dtype=jnp.complex64)
-    old = jaxbn.Moments(**jaxbn.zero_moments(batch_stats))
-    assert [v.dtype for v in old] == [jnp.float32, jnp.complex64, jnp.float32]
+    old = Accumulated(**jaxbn.zero_moments(batch_stats))
+    assert [v.dtype for v in old] == [jnp.float32, jnp.complex64, jnp.float32, jnp.float32, jnp.complex64]
     with jax.enable_x64(True):
         x = STEP[0] + 2j * STEP[1]
         new = merge_into(
@@ -175,7 +175,7 @@ def test_lists_and_tuples_hold_layers_as_dicts_do():
     _, layer = jaxbn.init(2)
     tree = {"blocks": [layer, {"sigma": jnp.ones(())}, ({"bn": layer}, layer)], "plain": [jnp.ones(2)]}
     moments = jaxbn.zero_moments(tree)
-    zeros = {k: [0, 0] for k in ("count", "mean", "var")}
+    zeros = {name: [0, 0] for name in Accumulated._fields}
     assert jax.tree.map(lambda v: v.tolist(), moments) == {"blocks": [zeros, {}, ({"bn": zeros}, zeros)]}
     moments["blocks"][2][0]["bn"] = jaxbn.batch_moments(jnp.array([[1.0, 2.0]]))
     new = jaxbn.commit_moments(tree, moments, momentum=0.5)

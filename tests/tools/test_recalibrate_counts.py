@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 import jaxbn
+from jaxbn._core.merge import merge_into, zeros_of_layer
 from jaxbn._core.types import Moments
 from jaxbn._tools.seen import Seen, _set_layer
 
 
 def seen(batches, counts):
     zeros = jnp.zeros((2, 3))
-    return Seen(Moments(jnp.asarray(counts, jnp.float32), zeros, zeros + 1), jnp.asarray(batches, jnp.int32))
+    moments = Moments(jnp.asarray(counts, jnp.float32), zeros, zeros + 1)
+    return Seen(merge_into(zeros_of_layer(zeros), moments), jnp.asarray(batches, jnp.int32))
 
 
 @pytest.mark.parametrize(

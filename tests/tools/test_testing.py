@@ -150,6 +150,58 @@ def test_the_layer_and_the_step_inside_an_nnx_scan_are_named():
         assert_split_invariant(Scanned(), X)
 
 
+@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.dots_saveable], ids=["no policy", "a policy"])
+@pytest.mark.parametrize("place", ["first", "between", "last"])
+def test_the_layer_inside_a_checkpoint_is_named_wherever_it_stands(place, policy):
+    class Model(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            def body(module, x):
+                for name in ("first", "between", "last"):
+                    x = linen.Dense(3, name=f"dense_{name}")(x)
+                    x = jaxbn.linen.BatchNorm(False, axis_name=None if name == place else "batch", name=name)(x)
+                return x
+
+            return linen.Dense(2, name="after")(linen.remat(body, policy=policy)(self, x))
+
+    with pytest.raises(AssertionError, match=f"the output of {place} is the first"):
+        assert_split_invariant(Model(), X)
+
+
+def test_the_layer_inside_checkpoints_inside_a_scan_is_named():
+    class Model(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            def body(module, x, _):
+                x = linen.remat(Block)("batch", name="good")(x)
+                return linen.Dense(3, name="back")(linen.remat(Block)(None, name="bad")(x)), None
+
+            axes = {"params": 0, "batch_stats": 0}
+            return linen.scan(body, variable_axes=axes, split_rngs={"params": True}, length=3)(self, x, None)[0]
+
+    with pytest.raises(AssertionError, match="the output of bad/BatchNorm_0, step 1 is the first"):
+        assert_split_invariant(Model(), X)
+
+
+def test_the_layer_inside_an_nnx_checkpoint_inside_a_scan_is_named():
+    class Model(nnx.Module):
+        def __init__(self):
+            @nnx.vmap(in_axes=0)
+            def make(rngs):
+                return nnx.List([jaxbn.nnx.BatchNorm(3, axis_name=name, rngs=rngs) for name in ("batch", None)])
+
+            self.norms = make(nnx.Rngs(0).split(2))
+
+        def __call__(self, x):
+            def body(norms, x):
+                return nnx.remat(lambda norms, x: norms[1](jnp.tanh(norms[0](x))))(norms, x)
+
+            return nnx.scan(body, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.norms, x)
+
+    with pytest.raises(AssertionError, match="the output of norms/1, step 1 is the first"):
+        assert_split_invariant(Model(), X)
+
+
 def test_an_ensemble_inside_is_compared_along_the_axis_of_the_examples():
     def ensemble(axis_name):
         norm = linen.vmap(
