@@ -22,6 +22,7 @@ from jaxbn import interop
 from jaxbn._core.averages import debiased
 from jaxbn._core.batch_norm import batch_moments, batch_norm, normalize, normalize_batch
 from jaxbn._core.merge import merge_moments
+from jaxbn._core.renorm import Renorm
 from jaxbn._core.state import init, update_batch_stats
 from jaxbn._core.types import Moments
 from jaxbn._models.report import report_moments
@@ -38,6 +39,7 @@ from jaxbn._tools.summary import LayerSummary, Summary, summary
 __all__ = [
     "LayerSummary",
     "Moments",
+    "Renorm",
     "Summary",
     "batch_moments",
     "batch_norm",

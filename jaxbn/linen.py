@@ -14,6 +14,7 @@ from jaxbn._core.batch_norm import step
 from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as, promote, real_dtype
 from jaxbn._core.options import fields_of
+from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Momentum
 from jaxbn._models.linen_scopes import check_moments_reach
 
@@ -59,6 +60,8 @@ class BatchNorm(nn.Module):
       use_fast_variance: False reads the input once more, for its exact mean before the variance.
       force_float32_reductions: False keeps the running statistics in `param_dtype` instead of float32.
       virtual_batch_size: consecutive chunks of that many examples are normalized by themselves.
+      renorm: `jaxbn.Renorm(r_max, d_max)`, batch renormalization. With a limit that is a schedule, the updates are
+        counted in `count` too.
       unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
       activation: applied in the same pass: 'relu', 'leaky_relu', 'relu6', 'silu', 'gelu', 'tanh', 'sigmoid', or an
         elementwise callable.
@@ -96,6 +99,7 @@ class BatchNorm(nn.Module):
     virtual_batch_size: int | None = None
     unbiased: bool = False
     activation: Activation | None = None
+    renorm: Renorm | None = None
 
     @nn.compact
     def __call__(
@@ -169,7 +173,7 @@ class BatchNorm(nn.Module):
             "mean": lambda: jnp.zeros(shape, promote(dtype, jnp.complex64) if is_complex else dtype),
             "var": lambda: jnp.ones(shape, real_dtype(dtype)),
         }
-        if self.momentum is None or callable(self.momentum):
+        if needs_count(self.momentum, self.renorm):
             first["count"] = lambda: jnp.zeros(shape, jnp.int32)
         if not self.is_initializing():
             missing = [name for name in first if not self.has_variable("batch_stats", name)]

@@ -17,6 +17,7 @@ from jaxbn._core.batch_norm import step
 from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.options import fields_of
+from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import init
 from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Momentum
 from jaxbn._tools import accumulate
@@ -67,6 +68,8 @@ class BatchNorm(nnx.BatchNorm):
       bias_metadata: metadata of the variable `bias`.
       scale_metadata: metadata of the variable `scale`.
       virtual_batch_size: consecutive chunks of that many examples are normalized by themselves.
+      renorm: `jaxbn.Renorm(r_max, d_max)`, batch renormalization. With a limit that is a schedule, the updates are
+        counted in `count` too.
       unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
       activation: applied in the same pass: 'relu', 'leaky_relu', 'relu6', 'silu', 'gelu', 'tanh', 'sigmoid', or an
         elementwise callable.
@@ -112,6 +115,7 @@ class BatchNorm(nnx.BatchNorm):
         virtual_batch_size: int | None = None,
         unbiased: bool = False,
         activation: Activation | None = None,
+        renorm: Renorm | None = None,
     ):
         shape = num_features if isinstance(num_features, tuple) else (num_features,)
         given = types.SimpleNamespace(
@@ -121,7 +125,7 @@ class BatchNorm(nnx.BatchNorm):
         is_complex = jnp.issubdtype(param_dtype, jnp.complexfloating)
         _, batch_stats = init(
             shape, False, False, jnp.complex64 if is_complex else jnp.float32,
-            use_count=momentum is None or callable(momentum),
+            use_count=needs_count(momentum, renorm),
         )  # fmt: skip
         self.mean: nnx.BatchStat[jax.Array] = nnx.BatchStat(batch_stats["mean"])
         self.var: nnx.BatchStat[jax.Array] = nnx.BatchStat(batch_stats["var"])
@@ -151,6 +155,7 @@ class BatchNorm(nnx.BatchNorm):
         self.virtual_batch_size = virtual_batch_size
         self.unbiased = unbiased
         self.activation = activation
+        self.renorm = renorm
 
     def __call__(
         self,

@@ -2,9 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def of_count(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:
+    """A schedule of one count [], for a count [] or [C]; float32 where there is no channel."""
+    values = jax.vmap(lambda n: jnp.asarray(schedule(n)))
+    return values(count.reshape(-1)).reshape(count.shape) if count.size else count.astype(jnp.float32)
 
 
 def debiased(momentum: float) -> "Debiased":

@@ -26,6 +26,7 @@ from jaxbn._core.options import (
     check_batch,
     takes,
 )
+from jaxbn._core.renorm import limits_of
 from jaxbn._core.state import commit
 from jaxbn._core.types import ArraysByName, BatchStats, Moments
 
@@ -60,6 +61,8 @@ def batch_norm(
       axis_index_groups: a partition of the indices of that axis. Each group is a batch of its own.
       virtual_batch_size: number of examples in a virtual ("ghost") batch. Consecutive chunks of that many examples,
         along the first axis that is not a feature axis, are normalized separately.
+      renorm: `jaxbn.Renorm(r_max, d_max)`, batch renormalization: in training the running statistics normalize, as far
+        as its limits allow.
       use_fast_variance: False takes the exact mean first and then the variance about it. This costs one more read of
         `x` and, if the batch is split, one more collective.
       unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
@@ -77,7 +80,7 @@ def batch_norm(
 
     References:
       Ioffe & Szegedy 2015, "Batch normalization", algorithms 1 and 2, section 3; Hoffer et al. 2017, section 3, for
-      virtual batches.
+      virtual batches; Ioffe 2017, "Batch renormalization", section 3, for `renorm`.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn
@@ -230,7 +233,9 @@ def step(
 def _train(static: Static, arrays: Arrays) -> tuple[jax.Array, Moments]:
     batch = functools.partial(one_batch, static.reduction, static.affine)
     stats = arrays.batch_stats
-    layer = Layer(arrays.scale, arrays.bias, stats["mean"], stats["var"], arrays.frozen)
+    layer = Layer(
+        arrays.scale, arrays.bias, stats["mean"], stats["var"], limits_of(static.renorm, stats), arrays.frozen
+    )
     if static.chunk is None:
         y, pivot, moments = batch(layer, arrays.inputs)
     else:

@@ -200,6 +200,15 @@ def check_number(value, name: str) -> float:
     return float(value)
 
 
+def check_limit(limit, name: str, least: float) -> None:
+    """A number of at least `least`, or a callable of the count that gives one, as far as its first values tell."""
+    rule = f"`{name}` must be at least {least:g}, a number or a callable of the count that gives one"
+    if callable(limit):
+        _check_schedule(limit, name, rule, least, math.inf)
+    elif not least <= check_number(limit, name) < math.inf:
+        raise ValueError(f"{rule}, got {limit!r}.")
+
+
 def check_momentum(momentum, batch_stats) -> Any:
     """None, a callable of the count, an array [] (a traced one too), or a number in [0, 1]."""
     if momentum is None or callable(momentum):
@@ -209,7 +218,7 @@ def check_momentum(momentum, batch_stats) -> Any:
                 f"jaxbn.init(..., use_count=True) makes one. Got {sorted(batch_stats)}."
             )
         if momentum is not None:
-            _check_schedule(momentum)
+            _check_schedule(momentum, *MOMENTUM)
         return momentum
     if isinstance(momentum, Tracer):
         if momentum.shape != () or not jnp.issubdtype(momentum.dtype, jnp.floating):
@@ -223,27 +232,34 @@ def check_momentum(momentum, batch_stats) -> Any:
     return momentum if isinstance(momentum, jax.Array) and jnp.issubdtype(momentum.dtype, jnp.floating) else number
 
 
+MOMENTUM = (
+    "momentum",
+    "`momentum`, the weight of the old value, must be in [0, 1], a number or a callable that gives one",
+    0.0,
+    1.0,
+)
+
+
 @functools.lru_cache(maxsize=64)
-def _check_schedule(momentum) -> None:
-    """A callable of a count [] int32 that gives a weight [] in [0, 1], as far as its first values tell."""
+def _check_schedule(schedule, name: str, rule: str, least: float, most: float) -> None:
+    """A callable of a count [] int32 that gives a number [] in [least, most], as far as its first values tell."""
     try:
         # Not the callable itself: a NumPy ufunc among what JAX has cached ends the process.
-        jax.eval_shape(lambda count: momentum(count), jax.ShapeDtypeStruct((), jnp.int32))
+        jax.eval_shape(lambda count: schedule(count), jax.ShapeDtypeStruct((), jnp.int32))
     except Exception as error:
         raise TypeError(
-            f"`momentum` must be a function of a traced count [] int32, got {momentum!r}, which fails: "
+            f"`{name}` must be a function of a traced count [] int32, got {schedule!r}, which fails: "
             f"{type(error).__name__}: {str(error)[:200]}"
         ) from error
     for count in (0, 1):
         with jax.ensure_compile_time_eval():
-            value = momentum(jnp.asarray(count, jnp.int32))
-        rule = "`momentum`, the weight of the old value, must be in [0, 1], a number or a callable that gives one"
+            value = schedule(jnp.asarray(count, jnp.int32))
         if not isinstance(value, float | int | np.generic | np.ndarray | jax.Array):
-            raise TypeError(f"{rule}, got {value!r} from {momentum!r} at a count of {count}.")
+            raise TypeError(f"{rule}, got {value!r} from {schedule!r} at a count of {count}.")
         if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            raise ValueError(f"{rule}, got {describe(value)} from {momentum!r} at a count of {count}.")
-        if not isinstance(value, Tracer) and not 0 <= float(value) <= 1:
-            raise ValueError(f"{rule}, got {float(value)!r} from {momentum!r} at a count of {count}.")
+            raise ValueError(f"{rule}, got {describe(value)} from {schedule!r} at a count of {count}.")
+        if not isinstance(value, Tracer) and not least <= float(value) <= most:
+            raise ValueError(f"{rule}, got {float(value)!r} from {schedule!r} at a count of {count}.")
 
 
 def check_output_dtype(dtype, *inputs) -> jnp.dtype:
@@ -292,7 +308,7 @@ def check_module(module) -> None:
     for name in ("dtype", "param_dtype"):
         check_dtype(getattr(module, name), name)
     if callable(module.momentum):
-        _check_schedule(module.momentum)
+        _check_schedule(module.momentum, *MOMENTUM)
 
 
 def check_dtype(dtype, name: str) -> None:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxbn._core.moments import MOMENTS, known_tangents, moments_tangent, shifted_moments, tangent_moments
-from jaxbn._core.normalize import Affine, Inputs, affine_tangent, apply_affine
+from jaxbn._core.normalize import Affine, Inputs, add, affine_tangent, apply_affine
 from jaxbn._core.numbers import promote, real_dtype, zero_unless
+from jaxbn._core.renorm import correction
 from jaxbn._core.types import Moments, Reduction
 from jaxbn._sync.sharding import where
 
@@ -28,6 +29,8 @@ class Layer(NamedTuple):
     """running mean"""
     var: Any
     """running variance"""
+    limits: Any = None
+    """r_max and d_max, [] or [C] each, of batch renormalization, or None"""
     frozen: Any = None
     """[] bool, or None for False: the running statistics normalize, and the batch counts as empty"""
 
@@ -38,7 +41,8 @@ def one_batch(reduction: Reduction, affine: Affine, layer: Layer, inputs: Inputs
     pivot, moments = shifted_moments(reduction, inputs.x, inputs.mask, layer.mean)
     moments = _counted(layer, moments)
     centre, var = _statistics(affine, layer, pivot, moments, inputs)
-    return apply_affine(affine, layer.scale, layer.bias, centre, var, inputs), pivot, moments
+    scale, bias, _ = _corrected(affine, layer, centre, var)
+    return apply_affine(affine, scale, bias, centre, var, inputs), pivot, moments
 
 
 @functools.partial(one_batch.defjvp, symbolic_zeros=True)
@@ -49,7 +53,8 @@ def _one_batch_jvp(reduction, affine, primals, tangents):
     pivot, moments = checkpoint_name(shifted_moments(reduction, inputs.x, inputs.mask, layer.mean), MOMENTS)
     moments = _counted(layer, moments)
     centre, var = _statistics(affine, layer, pivot, moments, inputs)
-    y = apply_affine(affine, layer.scale, layer.bias, centre, var, inputs)
+    scale, bias, of_scale = _corrected(affine, layer, centre, var)
+    y = apply_affine(affine, scale, bias, centre, var, inputs)
 
     wide = centre[0].dtype
     dx, dresidual = (None if t is None else t.astype(wide) for t in (dinputs.x, dinputs.residual))
@@ -63,8 +68,13 @@ def _one_batch_jvp(reduction, affine, primals, tangents):
         empty = moments.count == 0
         dmean, dvar = _where(empty, dlayer.mean, dmean), _where(empty, dlayer.var, dvar)
     dmean, dvar = (None if t is None else t.astype(v.dtype) for t, v in ((dmean, centre[0]), (dvar, var)))
-    tangents = dlayer.scale, dlayer.bias, dmean, dvar, Inputs(dx, None, dresidual)
-    dy = affine_tangent(affine, (layer.scale, layer.bias, centre, var, inputs), tangents)
+    dscale, dbias = dlayer.scale, dlayer.bias
+    if of_scale is not None and dscale is not None:
+        r, d = of_scale
+        dscale, dbias = r * dscale, add(dbias, d * dscale)
+    dy = affine_tangent(
+        affine, (scale, bias, centre, var, inputs), (dscale, dbias, dmean, dvar, Inputs(dx, None, dresidual))
+    )
     return (y, pivot, moments), (jnp.zeros_like(y) if dy is None else dy, jnp.zeros_like(pivot), of_moments)
 
 
@@ -83,6 +93,19 @@ def _statistics(affine: Affine, layer: Layer, pivot, moments: Moments, inputs: I
         var = where(empty, running_var, var)
     wide = promote(pivot.dtype, affine.dtype)
     return tuple(part.astype(wide) for part in centre), var.astype(real_dtype(wide))
+
+
+def _corrected(affine: Affine, layer: Layer, centre, var):
+    """The scale, the bias, and what a change of the scale changes them by: r and d of batch renormalization, or None.
+
+    x_hat r + d, scaled and shifted, is x_hat with the scale `r scale` and the bias `bias + d scale`.
+    """
+    if layer.limits is None:
+        return layer.scale, layer.bias, None
+    r, d = correction(affine.epsilon, layer.limits, centre, var, layer.mean, layer.var)
+    if layer.scale is None:
+        return r, add(layer.bias, d), (r, d)
+    return r * layer.scale, add(layer.bias, d * layer.scale), (r, d)
 
 
 def _may_be_empty(axes: tuple[int, ...], layer: Layer, inputs: Inputs) -> bool:

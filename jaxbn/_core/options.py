@@ -13,6 +13,7 @@ from jaxbn._core.activations import check_activation
 from jaxbn._core.axes import expand_mask, feature_axes
 from jaxbn._core.normalize import Affine, Inputs
 from jaxbn._core.numbers import accumulator, promote
+from jaxbn._core.renorm import Renorm
 from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, BatchStats, Momentum, Reduction
 from jaxbn._sync.mapped_axes import check_axis_name, check_groups
 
@@ -41,6 +42,7 @@ class TrainOptions(NormalizeOptions, BatchOptions, total=False):
     """How to normalize with the statistics of the batch; see `jaxbn.normalize_batch`."""
 
     virtual_batch_size: int | None
+    renorm: Renorm | None
 
 
 class Options(TrainOptions, total=False):
@@ -59,6 +61,7 @@ DEFAULTS: dict[str, Any] = {
     "axis_name": None,
     "axis_index_groups": None,
     "virtual_batch_size": None,
+    "renorm": None,
     "use_fast_variance": True,
     "unbiased": False,
     "activation": None,
@@ -115,6 +118,7 @@ class Static(NamedTuple):
     momentum: float | Callable[[jax.Array], jax.typing.ArrayLike] | None
     """a number, None or a callable; `Arrays.momentum` comes first"""
     unbiased: bool
+    renorm: Renorm | None
 
 
 class Arrays(NamedTuple):
@@ -150,8 +154,20 @@ def check(params, batch_stats, x, options: TrainOptions, *, training: bool) -> t
         checks.check_virtual_batch_size(get("virtual_batch_size"), reduction.names, x, reduction.axes),
         None if is_array else momentum,
         bool(get("unbiased")),
+        _check_renorm(get("renorm"), batch_stats),
     )
     return static, Arrays(scale, bias, batch_stats, inputs._replace(mask=mask), momentum if is_array else None)
+
+
+def _check_renorm(renorm, batch_stats: BatchStats) -> Renorm | None:
+    if renorm is not None and not isinstance(renorm, Renorm):
+        raise TypeError(f"`renorm` must be None or a jaxbn.Renorm(r_max, d_max), got {renorm!r}.")
+    if renorm is not None and renorm.counts and "count" not in batch_stats:
+        raise ValueError(
+            "`renorm` with a schedule of the count needs batch_stats['count']; jaxbn.init(..., use_count=True) makes "
+            f"one. Got {sorted(batch_stats)}."
+        )
+    return renorm
 
 
 def check_batch(x, options: BatchOptions, *, bound: bool = True) -> tuple[Reduction, jax.Array, jax.Array | None]:

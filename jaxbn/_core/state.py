@@ -1,14 +1,12 @@
 """The state of batch norm: how it starts, and how a batch moves it."""
 
-from collections.abc import Callable
-from typing import Any, cast
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from jaxbn._core import checks
+from jaxbn._core.averages import of_count
 from jaxbn._core.numbers import divide, promote, real_dtype, zero_unless
 from jaxbn._core.types import ArraysByName, BatchStats, Moments, Momentum, Params
 from jaxbn._sync.sharding import split_as, where
@@ -135,9 +133,7 @@ def _weight_of_old(momentum: Momentum, batch_stats: BatchStats) -> jax.Array:
     if momentum is None:
         return cumulative(batch_stats["count"], dtype)
     if callable(momentum):
-        count = batch_stats["count"]
-        weights: Any = jax.vmap(cast(Callable, momentum))
-        return weights(count.reshape(-1)).reshape(count.shape) if count.size else count.astype(dtype)
+        return of_count(momentum, batch_stats["count"])
     return jnp.asarray(momentum, None if hasattr(momentum, "dtype") else dtype)
 
 
