@@ -56,6 +56,15 @@ NUMBER = ["1e-5", None, [1e-5], np.ones(3, np.float32), NAN, INF, -INF, True, 1j
 
 KINDS: dict[str, Kind] = {
     "flag": FLAG,
+    "choice": Kind(
+        [*FLAG.wrong[:-1], jnp.ones(3, bool), Traced(X), Traced(1)], [True, False, jnp.asarray(True), Traced(True)]
+    ),
+    "limit of r": Kind(
+        [*NUMBER[:-1], 0.5, 0, -1, nothing, lambda: 2.0, lambda count: 0.5], [1, 3.0, lambda count: 2.0]
+    ),
+    "limit of d": Kind([*NUMBER[:-1], -0.5, -1, nothing, lambda: 2.0, lambda count: -0.5], [0, 5.0, lambda count: 2.0]),
+    "renorm": Kind([*junk(type(None)), True, 3.0, (3.0, 5.0), {"r_max": 3.0}, jaxbn.Renorm],
+        [None, jaxbn.Renorm(), jaxbn.Renorm(1, 0)]),
     "flag that must be True": Kind([*FLAG.wrong, False], [True]),
     "epsilon": Kind([*NUMBER, -1e-5, -1], [0, 0.0, 1, 1e-5, np.float32(1e-3), np.float64(1e-3)]),
     "momentum": Kind(
@@ -232,7 +241,7 @@ KINDS: dict[str, Kind] = {
     "moments of a summary": Kind(
         ["x", 3, 1.5, object(), nothing, VECTOR, {"other": MOMENTS}, MOMENTS._replace(mean=X)], [None, MOMENTS]
     ),
-    "flag or None": Kind([v for v in FLAG.wrong if v is not None], [True, False, None]),
+    "choice or None": Kind([v for v in FLAG.wrong[:-1] if v is not None], [True, False, None, Traced(True)]),
     "features of x": Kind(["3", None, -1, 2.5, 3.0, [3], (3, -1), (3, 1.5), True, NAN, {}, object(), nothing], [3,
         (3,)]),
     "axis_name of a test": Kind([None, 3, 1.5, ["d", 3], {}, True, object(), nothing], ["batch"]),

@@ -40,10 +40,11 @@ LAYER = {
     **AFFINE,
     **BATCH,
     "virtual_batch_size": "virtual_batch_size",
+    "renorm": "renorm",
     "momentum": "momentum",
     "unbiased": "flag",
 }
-OF_STEP = {**LAYER, "params": "params", "batch_stats": "batch_stats", "x": "x", "use_running_average": "flag"}
+OF_STEP = {**LAYER, "params": "params", "batch_stats": "batch_stats", "x": "x", "use_running_average": "choice"}
 TRANSFER = {"model": "model of weights", "names": "names", "prefix": "prefix", "layouts": "layouts"}
 
 
@@ -93,6 +94,7 @@ ROWS = [
             "use_count": "flag",
         },
     ),
+    Row("jaxbn.Renorm", jaxbn.Renorm, {"r_max": 3.0, "d_max": 5.0}, {"r_max": "limit of r", "d_max": "limit of d"}),
     Row("jaxbn.debiased", jaxbn.debiased, {"momentum": 0.9}, {"momentum": "debiased"}),
     Row("jaxbn.zero_moments", jaxbn.zero_moments, {"batch_stats": STATS}, {"batch_stats": "tree of batch_stats"}),
     Row(
@@ -250,7 +252,7 @@ ROWS = [
             "param_dtype": "param_dtype",
             "use_bias": "flag",
             "use_scale": "flag",
-            "use_running_average": "flag or None",
+            "use_running_average": "choice or None",
         },
     ),
     Row(

@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "epsilon": {"epsilon": 10.0},
     "dtype": {"dtype": jnp.bfloat16},
     "virtual batches": {"virtual_batch_size": 2},
+    "renorm": {"renorm": jaxbn.Renorm(1.5, 0.5)},
     "unbiased": {"unbiased": True},
     "activation": {"activation": "tanh"},
     "mask": {"mask": MASK},
