@@ -207,7 +207,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/options",
-        ("tests/sync/test_collectives.py", *VALUES, *ERRORS),
+        ("tests/sync/test_collectives.py", *DTYPES),
         ('not get("use_fast_variance"))', "False)"),
         ("if training:\n        checks.warn", "if False:\n        checks.warn"),
     ),
