@@ -68,7 +68,9 @@ def failing(mutant: Mutant | None, tests: Sequence[str], limit: float) -> str | 
     if run.returncode == 0:
         return None
     seen = [line.split(" - ")[0] for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return (seen or run.stdout.splitlines()[-1:] or [run.stderr[-200:]])[0]
+    if not seen:  # the tests did not end by themselves
+        return f"UNKNOWN, ended with {run.returncode}: {run.stderr[-200:]}"
+    return seen[0]
 
 
 @functools.cache

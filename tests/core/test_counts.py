@@ -135,3 +135,20 @@ def test_counts_go_through_a_scan(average):
     scanned, _ = jax.lax.scan(step, stats, DATA)
     for name, value in train(stats, DATA, momentum=MOMENTA[average]).items():
         np.testing.assert_allclose(scanned[name], value, rtol=1e-5)
+
+
+def test_an_unbiased_variance_of_weights_below_one_is_not_negative():
+    _, stats = jaxbn.init(2)
+    moments = jaxbn.Moments(jnp.array([0.5, 1.5]), jnp.ones(2), jnp.full(2, 4.0))
+    new = jaxbn.update_batch_stats(stats, moments, momentum=0.0, unbiased=True)
+    np.testing.assert_allclose(new["var"], [2.0, 6.0])  # divided by 1, where `count - 1` is less
+
+
+def test_a_channel_that_is_not_finite_leaves_the_gradient_of_the_momentum_finite():
+    _, stats = jaxbn.init(2)
+    moments = jaxbn.Moments(jnp.float32(3), jnp.array([np.nan, 5.0]), jnp.array([1.0, 4.0]))
+
+    def total(momentum):
+        return jaxbn.update_batch_stats(stats, moments, momentum=momentum)["mean"].sum()
+
+    np.testing.assert_allclose(jax.grad(total)(jnp.float32(0.9)), -5.0)

@@ -103,6 +103,16 @@ def test_rows_are_counted_one_by_one_beyond_2_to_the_24():
     np.testing.assert_allclose(np.float64(merged.mean) + np.float64(merged.mean_rest), right, rtol=1e-10)
 
 
+def test_what_both_sides_of_a_merge_have_dropped_is_counted():
+    odd = zeros_of_layer(jnp.zeros(1))._replace(
+        count=jnp.full(1, 2.0**24), count_rest=jnp.ones(1), mean=jnp.full(1, 1000.0), mean_rest=jnp.full(1, 1e-5)
+    )
+    for merged in (merge_into(odd, odd), merge_into(zeros_of_layer(jnp.zeros(1)), odd)):
+        rows = 2 * (2**24 + 1) if merged.count > 2**24 + 1 else 2**24 + 1
+        assert np.float64(merged.count) + np.float64(merged.count_rest) == rows
+        np.testing.assert_allclose(np.float64(merged.mean) + np.float64(merged.mean_rest), 1000.00001, rtol=1e-12)
+
+
 STEPS = 10_000
 
 
