@@ -74,12 +74,12 @@ def sums(
         values = []
         vectors = lax.optimization_barrier(vectors) if beside_a_result else vectors  # not the barrier of the result
         for factors in terms:
-            if beside_a_result or blocks <= 16 or not values:  # one slope for two sums, or one for each
+            if beside_a_result or blocks <= 20 or not values:  # one slope for two sums, or one for each
                 vectors = lax.optimization_barrier(vectors)
             values.append(cut.sum(jnp.broadcast_to(value(factors, arrays, vectors), shape)))
         # Without the barrier XLA merges the two levels again.
         values = lax.optimization_barrier(values)
-        if blocks <= 16 or pieces > 1:  # the next kernel adds so few on its way; and features may be split
+        if blocks <= 20 or pieces > 1:  # the next kernel adds so few on its way; and features may be split
             return [v.sum(tuple(range(v.ndim - 1))) for v in values]
         values = [v.reshape(-1, v.shape[-1]) for v in values]
         return jnp.split(jnp.concatenate(values, axis=1).sum(0), len(values))  # one kernel, not one for each
@@ -135,10 +135,12 @@ def best_cut(shape: tuple[int, ...], pieces: int, *, of_warps: bool = False) -> 
     if of_warps and (large := _of_warps(shape, cuts)):
         return large
     wanted = -(-rows // min(max(rows // 128, 8), 64))
-    if rows <= 256 and not of_warps:  # launches are the time: what up to 16 blocks leave is added by the next kernel
-        wanted = min(wanted, 16)
+    # Launches are the time: the next kernel adds what up to 20 blocks leave.
+    few = rows <= (512 if len(shape) == 2 else 256) and not of_warps
+    if few:
+        wanted = min(wanted, max(16, -(-rows // 26)))  # a block of a warp of 32 rows would be a kernel of its own
     cut = next(c for c in cuts if c.number(shape) >= wanted)
-    if cut.number(shape) <= 2 * wanted:
+    if cut.number(shape) <= (20 if few else 2 * wanted):
         return cut
     parts = -(-wanted // cut._replace(parts=1).number(shape))
     return cut._replace(parts=parts)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxbn
-from bench import measure, report
+from bench import measure, peers, report
 from bench.compilers import compile_for
 from bench.networks import bottleneck_stack
 from bench.steps import training_step
@@ -128,6 +128,17 @@ def test_on_an_h100_an_odd_size_with_a_residual_is_within_a_fifth_of_the_limit(w
     found = measure.layer_traffic("h100", "jaxbn", w)
     assert found["both [B/element]"] <= 1.2 * sum(w.limit)
     assert found["backward [B/element]"] <= w.limit[1] * 9 / 7
+
+
+@pytest.mark.parametrize("rows", [256, 512])
+def test_on_an_h100_what_fits_in_a_cache_takes_few_kernels(rows):
+    """Launches are its time: flax.linen takes seven."""
+    needs("h100")
+    layer = peers.layer("jaxbn", Workload("small", "float32", "relu", (rows, rows)))
+    vector, x = jax.ShapeDtypeStruct((rows,), jnp.float32), jax.ShapeDtypeStruct((rows, rows), jnp.float32)
+    params, state = jax.tree.map(lambda _: vector, (layer.params, layer.state))
+    program = compile_for("h100", peers.step(layer), params, state, x, None, x)
+    assert traffic(program.as_text(), x.size).kernels <= 7
 
 
 @pytest.mark.parametrize(
