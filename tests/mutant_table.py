@@ -18,6 +18,8 @@ MESH = ("tests/core/test_explicit_mesh.py", "tests/core/test_export.py")
 ERRORS = ("tests/core/test_errors.py", "tests/core/test_arguments.py")
 LINEN = ("tests/models/test_linen_drop_in.py", "tests/models/test_linen_state.py", "tests/core/test_against_flax.py")
 NNX = ("tests/models/test_nnx_drop_in.py", "tests/core/test_against_flax.py")
+CHOICE = ("tests/core/test_traced_choice.py",)
+RENORM = ("tests/core/test_renorm.py",)
 FRONT = ("tests/models/test_options.py",)
 
 
@@ -84,9 +86,12 @@ MUTANTS = [
     *_in(
         "_core/layer",
         VALUES + MASKS + DTYPES,
-        ("dmean, dvar = _where(empty, running_dmean, dmean), _where(empty, running_dvar, dvar)", "pass"),
-        ("centre = where(empty, mean, pivot), where(empty, jnp.zeros_like(mean), moments.mean)", "pass"),
-        ("batch_var = where(empty, var, batch_var)", "pass"),
+        ("dmean, dvar = _where(empty, dlayer.mean, dmean), _where(empty, dlayer.var, dvar)", "pass"),
+        (
+            "centre = where(empty, running_mean, pivot), where(empty, jnp.zeros_like(running_mean), moments.mean)",
+            "pass",
+        ),
+        ("var = where(empty, running_var, var)", "pass"),
         ("wide = promote(pivot.dtype, affine.dtype)", "wide = pivot.dtype"),
         (
             "None if t is None else t.astype(wide) for t in (dinputs.x, dinputs.residual)",
@@ -200,10 +205,35 @@ MUTANTS = [
         COLD + SIZES + MESH,
         ("is_static(x) and 0 not in x.shape and bool(over), mask", "is_static(x) and bool(over), mask"),
         ("is_static(x) and 0 not in x.shape and bool(over), mask", "0 not in x.shape and bool(over), mask"),
-        ("return None if has_mask else near_some_rows", "return near_some_rows"),
         ("of_lane = two_reads if has_mask else near_some_rows", "of_lane = near_some_rows"),
         ("lanes = math.gcd(size, program.pieces)", "lanes = 1"),
         ("return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))", "return mean"),
+    ),
+    *_in(
+        "_core/layer",
+        CHOICE,
+        ("counted = dx if layer.frozen is None else zero_unless(~layer.frozen, dx)", "counted = dx"),
+        ("return layer.frozen is not None or inputs.mask is not None", "return inputs.mask is not None"),
+        ("moments._replace(count=zero_unless(~layer.frozen, moments.count))", "moments"),
+    ),
+    *_in(
+        "_core/layer",
+        RENORM,
+        ("dscale, dbias = r * dscale, add(dbias, d * dscale)", "dscale = r * dscale"),
+        ("return r, add(layer.bias, d), (r, d)", "return r, layer.bias, (r, d)"),
+        (
+            "return r * layer.scale, add(layer.bias, d * layer.scale), (r, d)",
+            "return r * layer.scale, add(layer.bias, d), (r, d)",
+        ),
+    ),
+    *_in(
+        "_core/renorm",
+        RENORM,
+        ("(var + plus) / (running_var + plus)", "(running_var + plus) / (var + plus)"),
+        (", 1 / r_max, r_max)", ", 0 * r_max, r_max)"),
+        ("d = jnp.clip(d, -d_max, d_max)", "d = jnp.minimum(d, d_max)"),
+        ("lax.stop_gradient((r.astype(running_mean.dtype), d))", "(r.astype(running_mean.dtype), d)"),
+        ("(centre[0] - running_mean) + centre[1]", "running_mean - centre[0] - centre[1]"),
     ),
     *_in(
         "_core/options",
@@ -226,7 +256,7 @@ MUTANTS = [
         LINEN,
         ('batch_stats["mean"] = as_complex_as(x, batch_stats["mean"])', "pass"),
         ("if self.is_initializing():  # nothing", "if False:  # nothing"),
-        ("if not use_running_average and not self.is_initializing():", "if not use_running_average:"),
+        ("training = training and not self.is_initializing()", "pass"),
         ("return params if self.force_float32_reductions else {", "return params if True else {"),
         ("jnp.float32 if self.force_float32_reductions else self.param_dtype)", "jnp.float32)"),
     ),
