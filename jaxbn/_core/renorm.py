@@ -49,8 +49,8 @@ class Renorm:
       >>> params, batch_stats = jaxbn.init(1)
       >>> x = jnp.array([[1.0], [3.0]])
       >>> y, _ = jaxbn.batch_norm(params, batch_stats, x, use_running_average=False, renorm=jaxbn.Renorm())
-      >>> y.round(3).tolist()
-      [[1.0], [3.0]]
+      >>> bool(jnp.allclose(y, x, rtol=1e-4))  # x is within the limits of the running statistics, 0 and 1
+      True
     """
 
     r_max: Limit = 3.0
