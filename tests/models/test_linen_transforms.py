@@ -110,7 +110,7 @@ def test_a_scanned_layer_accumulates_moments():
         _, updated = model.apply(variables, X, None, mutable=["batch_stats"])
         return jaxbn.commit_moments(batch_stats, written["batch_moments"], momentum=0.5), updated["batch_stats"]
 
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *both_ways(variables))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), *both_ways(variables))
 
 
 def test_initialization_needs_no_mapped_axis_and_no_full_batch():
