@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+from jaxbn._sync.sharding import split_as
+
 _linear_p = Primitive("linear_with_transpose")
 _linear_p.multiple_results = True
 
@@ -75,7 +77,13 @@ def _jvp(primals, tangents, *, forward, transpose, n):
 def _transpose(cotangents, *args, forward, transpose, n):
     known = args[:n]
     cotangents = [ad.instantiate_zeros(c) for c in cotangents]
-    backward = jax.make_jaxpr(transpose)(*known, *cotangents)
+    wanted = [a.aval for a in args[n:]]
+
+    def of_their_types(*args):
+        # What was computed with vectors that are split over devices is split as they are.
+        return [split_as(v, aval) for v, aval in zip(transpose(*args), wanted, strict=True)]
+
+    backward = jax.make_jaxpr(of_their_types)(*known, *cotangents)
     # The transpose of the transpose is the map itself.
     out = _linear_p.bind(*known, *cotangents, forward=backward, transpose=jaxpr_as_fun(forward), n=n)
     return [None] * n + out

@@ -1,7 +1,10 @@
 """Arrays whose type says how they are split over devices (a mesh with explicit axes)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -32,12 +35,12 @@ def split_alike(*arrays: jax.Array) -> list[jax.Array]:
     return [jax.sharding.reshard(a, NamedSharding(mesh, P(*spec))) for a in arrays]
 
 
-def split_as(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x`, split over devices as `like`, an array of its shape."""
-    if not (is_split(x) or is_split(like)):
+def split_as(x: jax.Array, like: Any) -> jax.Array:
+    """`x`, split over devices as `like`, an array of its shape or the type of one."""
+    wanted = (like if isinstance(like, ShapedArray) else jax.typeof(like)).sharding
+    if wanted.spec == jax.typeof(x).sharding.spec:
         return x
     # The type of an array that was placed nowhere knows no mesh.
-    wanted = jax.typeof(like).sharding
     mesh = jax.typeof(x).sharding.mesh if wanted.mesh.empty else wanted.mesh
     return jax.sharding.reshard(x, NamedSharding(mesh, wanted.spec))
 

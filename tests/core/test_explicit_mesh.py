@@ -126,3 +126,29 @@ def test_a_state_that_was_placed_nowhere_meets_an_input_that_is_split(run, spec)
         got = run(layer)(params, stats, jax.device_put(x, NamedSharding(mesh, spec)))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("of_layer", [P(), P("m")])
+@pytest.mark.parametrize("of_x", [P("d", None), P(None, "m"), P("d", "m"), P(None, None)])
+def test_gradients_are_split_as_what_they_are_of(of_x, of_layer, training):
+    """Parameters and statistics split over the features, x in whatever way."""
+    devices = jax.make_mesh((2, 4), ("d", "m"), axis_types=(AxisType.Explicit,) * 2)
+    x = jax.random.normal(jax.random.key(0), (8, 8)) + 3
+    layer = jaxbn.init(8)
+
+    def loss(x, params, stats):
+        y, _ = jaxbn.batch_norm(
+            params, stats, x, use_running_average=not training, residual=x, activation="relu", renorm=jaxbn.Renorm()
+        )
+        return (y * y * y).sum()
+
+    expected = jax.grad(loss, (0, 1))(x, *layer)
+    with jax.set_mesh(devices):
+        put = jax.device_put(x, NamedSharding(devices, of_x))
+        params, stats = jax.device_put(layer, NamedSharding(devices, of_layer))
+        for grad in (jax.grad(loss, (0, 1)), jax.jit(jax.grad(loss, (0, 1)))):
+            found = grad(put, params, stats)
+            assert jax.typeof(found[0]) == jax.typeof(put)
+            assert jax.tree.map(jax.typeof, found[1]) == jax.tree.map(jax.typeof, params)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected)
