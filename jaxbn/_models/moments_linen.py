@@ -7,6 +7,7 @@ where a layer can write it, else beside the running statistics, which every stac
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxbn._core.merge import Accumulated, zeros_of_layer
@@ -32,7 +33,7 @@ def watch_layer(call: Call) -> Any:
     if call.method == "__call__" and call.owner in (BatchNorm, nn.BatchNorm) and not module.is_initializing():
         evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
         evaluated = module.use_running_average if evaluated is None else evaluated
-        noted.calls.append((call.path, bool(evaluated)))
+        noted.calls.append((call.path, not isinstance(evaluated, jax.Array) and bool(evaluated)))
         if not evaluated and not can_report(module):  # what follows would fail, and say less
             raise ValueError(f"The batch norm {path_name(call.path)} cannot train here, got {why_hidden(module)}.")
         # What jaxbn's module may write there itself is replaced: counted twice it would be wrong.

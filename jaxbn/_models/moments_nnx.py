@@ -7,6 +7,7 @@ the running statistics do.
 from collections.abc import Collection
 from typing import Any
 
+import jax
 from flax import nnx
 
 from jaxbn._core.merge import Accumulated, zeros_of_layer
@@ -43,7 +44,7 @@ def _watch_layer(call: Call) -> Any:
     if call.owner in (BatchNorm, nnx.BatchNorm):
         evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
         evaluated = call.layer.use_running_average if evaluated is None else evaluated
-        noted.calls.append((call.path, bool(evaluated)))
+        noted.calls.append((call.path, not isinstance(evaluated, jax.Array) and bool(evaluated)))
         x = call.args[0] if call.args else call.kwargs["x"]
         y = call.run(*call.args, **call.kwargs)
         hand_in(call.layer, notes.moments_of_input(call.layer, x, call.kwargs.get("mask")))

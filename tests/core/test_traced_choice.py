@@ -80,6 +80,21 @@ def test_the_modules_take_one_too():
         close(found.mean[...], expected.mean[...])
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_model_whose_layers_take_one_can_be_recalibrated(flag):
+    x = jax.random.normal(jax.random.key(0), (8, 3)) + 5
+    linen, flag = jaxbn.linen.BatchNorm(), jnp.asarray(flag)
+    variables = linen.init(jax.random.key(0), x, use_running_average=True)
+
+    def forward(variables, x):
+        return linen.apply(variables, x, use_running_average=flag, mutable=["batch_moments", "batch_stats"])
+
+    module = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    jaxbn.recalibrate(lambda module, x: module(x, flag), module, [x])
+    for mean in (jaxbn.recalibrate(forward, variables, [x])["batch_stats"]["mean"], module.mean[...]):
+        np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6)
+
+
 @pytest.mark.parametrize("flag", [jnp.ones(2, bool), jnp.ones((), jnp.int32), 1, "no", None])
 def test_anything_else_is_an_error(flag):
     params, stats = layer()
