@@ -116,7 +116,7 @@ class BatchNorm(nnx.BatchNorm):
         unbiased: bool = False,
         activation: Activation | None = None,
         renorm: Renorm | None = None,
-    ):
+    ) -> None:
         shape = num_features if isinstance(num_features, tuple) else (num_features,)
         given = types.SimpleNamespace(
             dtype=dtype, param_dtype=param_dtype, use_bias=use_bias, use_scale=use_scale, momentum=momentum

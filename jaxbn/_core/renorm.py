@@ -56,7 +56,7 @@ class Renorm:
     r_max: Limit = 3.0
     d_max: Limit = 5.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("r_max", 1.0), ("d_max", 0.0)):
             checks.check_limit(getattr(self, name), name, least)
 

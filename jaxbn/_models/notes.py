@@ -18,7 +18,7 @@ from jaxbn._models.tree import Path
 class Notes:
     """Of the traces of a `forward`; plain Python, for the arrays may belong to an inner trace."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reported: set[Path] = set()
         """layers whose moments are in the state of the model"""
         self.lost: dict[Path, str] = {}

@@ -89,7 +89,7 @@ def modules_of(model: Any) -> dict[Path, Any]:
 class _Watched:
     """Holds the watcher of one copy. Each has an identity of its own, so that no trace of another is used again."""
 
-    def __init__(self, watch: Watcher):
+    def __init__(self, watch: Watcher) -> None:
         self.watch = watch
 
 

@@ -81,7 +81,7 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
 class Collector:
     """Looks at batch after batch: what enters each layer, and the state of the model with which it goes on."""
 
-    def __init__(self, forward: Forward, model: Any, batch_name: str):
+    def __init__(self, forward: Forward, model: Any, batch_name: str) -> None:
         check_function(forward, "forward", ("model", "batch"))
         self._batch_name = batch_name
         self.stats: dict[Path, BatchStats] = {path: f.batch_stats for path, f in find_batch_norms(model).items()}

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 class Group:
     """All processes of the program. Alone, it does nothing."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._replicated: NamedSharding | None = None
         """where the batches are arrays over all processes"""
 

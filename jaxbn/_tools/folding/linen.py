@@ -33,7 +33,7 @@ NAMES = ("kernel", "scale", "bias", "mean", "var", "count")
 class LinenModel:
     """A linen module, its variables, and the arguments with which it evaluates."""
 
-    def __init__(self, model: nn.Module, variables, *args, **kwargs):
+    def __init__(self, model: nn.Module, variables, *args, **kwargs) -> None:
         self._variables, self._model, self._kwargs = variables, model, kwargs
         self._arrays, self._join = split_arrays(args)
 

@@ -27,7 +27,7 @@ NAMES = ("kernel", "scale", "bias", "mean", "var", "count")
 class NnxModel:
     """An nnx module, and the arguments with which it evaluates."""
 
-    def __init__(self, model: nnx.Module, *args, **kwargs):
+    def __init__(self, model: nnx.Module, *args, **kwargs) -> None:
         self._model, self._kwargs = model, kwargs
         self._arrays, self._join = split_arrays(args)
 

@@ -17,7 +17,7 @@ _fold_weights = jax.jit(fold_weights, static_argnums=(2, 3))
 class Plan:
     """What is folded, one after the other, and the weights so far."""
 
-    def __init__(self, side):
+    def __init__(self, side) -> None:
         self.flow: Flow
         self.leaves: Leaves
         self.flow, self.leaves = side.flow()
