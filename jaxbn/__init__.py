@@ -29,6 +29,7 @@ from jaxbn._models.report import report_moments
 from jaxbn._tools.accumulate import commit_moments, zero_moments
 from jaxbn._tools.checkpoint_policy import save_only_moments
 from jaxbn._tools.collect import collect_moments
+from jaxbn._tools.domains import add_domains, select_domain
 from jaxbn._tools.folding import fold, fold_into_next, fold_into_previous, foldable_pairs
 from jaxbn._tools.layer_options import layer_options
 from jaxbn._tools.optimizer_masks import batch_norm_mask
@@ -41,6 +42,7 @@ __all__ = [
     "Moments",
     "Renorm",
     "Summary",
+    "add_domains",
     "batch_moments",
     "batch_norm",
     "batch_norm_mask",
@@ -61,6 +63,7 @@ __all__ = [
     "recalibrate",
     "report_moments",
     "save_only_moments",
+    "select_domain",
     "summary",
     "update_batch_stats",
     "zero_moments",

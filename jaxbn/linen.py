@@ -15,12 +15,12 @@ from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as, promote, real_dtype
 from jaxbn._core.options import fields_of
 from jaxbn._core.renorm import Renorm, needs_count
-from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Momentum
+from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Domain, Momentum
 from jaxbn._models.linen_scopes import check_moments_reach
 
 
 class BatchNorm(nn.Module):
-    """Batch norm as a Flax module: every field, default and variable of `flax.linen.BatchNorm`, and ours.
+    """Batch norm as a Flax module, with every field, default and variable of `flax.linen.BatchNorm`, and a few more.
 
     Like Flax's it keeps `scale` and `bias` [C] in the collection 'params' and the running `mean` and `var` [C] in
     'batch_stats', so that checkpoints of either load into the other; training applies it with
@@ -30,41 +30,43 @@ class BatchNorm(nn.Module):
       - Accuracy: the variance is taken about a pivot, in one pass too, and always in at least float32. Flax's default
         loses it where the mean is large (23 % at 1000 standard deviations), and `force_float32_reductions=False` sums
         in half precision; here the field decides the dtype of the running statistics and nothing else.
-      - Devices: masked batches merge by their counts; a device without an example changes nothing.
-      - `mask` may be weights, and what stands under it (NaN too) reaches no output, statistic or gradient.
+      - Devices: masked batches merge by their counts; a device without any valid example changes nothing.
+      - `mask` may hold weights. What it leaves out (NaN too) reaches no other output, no statistic and no gradient.
       - State: a channel that is not finite, or has no example, keeps its running statistics, and they keep their dtype
-        (Flax's become float64 under a float64 input). A mean for a complex input is complex from the start on.
-      - Errors: integer inputs, masks that do not broadcast, doubled axes, a missing `batch_stats` that Flax would
-        silently start anew, `axis_index_groups` without `axis_name`: an error that says so.
-      - Strict dtype promotion does not fail for half-precision inputs: the casts are meant.
+        (Flax's become float64 under a float64 input). For complex inputs the running mean is complex from the start.
+      - Errors: integer inputs, masks that do not broadcast, repeated axes, missing `batch_stats`, which Flax silently
+        starts anew, and `axis_index_groups` without `axis_name` each raise an error that says what is wrong.
+      - Strict dtype promotion accepts half-precision inputs: all casts are explicit.
 
-    Gradient accumulation: an apply that is given a collection 'batch_moments' and may write it, or that may write it
-    and not 'batch_stats', merges the moments of its batch into it and leaves 'batch_stats' alone;
-    `jaxbn.zero_moments` starts such a collection and `jaxbn.commit_moments` moves the statistics once per step.
+    Gradient accumulation: if `apply` receives a mutable collection 'batch_moments', or may write that collection but
+    not 'batch_stats', the layer merges the moments of its batch into it and leaves 'batch_stats' alone.
+    `jaxbn.zero_moments` starts such a collection, and `jaxbn.commit_moments` moves the statistics once per step.
 
     Args:
       use_running_average: False in training, True in evaluation; here or in the call.
       axis: the feature axis or axes.
       momentum: weight of the old statistics, in [0, 1]; or `None` for the exact cumulative average, or a callable of
         the number of updates, which 'batch_stats' then counts in `count` [C] int32.
-      epsilon: added to the variance, >= 0, in its unit.
-      dtype: of the result; where None that of the input, scale and bias, promoted (bfloat16 with float32 parameters
-        gives float32, as in Flax).
-      param_dtype: of scale and bias.
+      epsilon: added to the variance, >= 0, in the unit of the variance.
+      dtype: dtype of the result. None means the promoted dtype of input, scale and bias: bfloat16 with float32
+        parameters gives float32, as in Flax.
+      param_dtype: dtype of scale and bias.
       use_bias: whether there is a bias.
       use_scale: whether there is a scale.
       bias_init: initializer of the bias; may be partitioned (`nn.with_partitioning`).
-      scale_init: initializer of the scale; likewise.
+      scale_init: initializer of the scale; may be partitioned too.
       axis_name: mapped axis or axes (of `vmap`, `pmap`, `shard_map`) that hold the rest of the batch.
       axis_index_groups: a partition of the indices of that axis; each group is a batch of its own.
-      use_fast_variance: False reads the input once more, for its exact mean before the variance.
+      use_fast_variance: False reads the input once more: first the exact mean is taken, then the variance about it.
       force_float32_reductions: False keeps the running statistics in `param_dtype` instead of float32.
-      virtual_batch_size: consecutive chunks of that many examples are normalized by themselves.
+      virtual_batch_size: consecutive chunks of that many examples are normalized separately.
       renorm: `jaxbn.Renorm(r_max, d_max)`, batch renormalization. With a limit that is a schedule, the updates are
         counted in `count` too.
       unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
       activation: applied in the same pass: 'relu', 'leaky_relu', 'relu6', 'silu', 'gelu', 'tanh', 'sigmoid', or an
         elementwise callable.
+      num_domains: D, for running statistics of D domains, [D, C] each. The call then says which, in `domain`.
+      affine_per_domain: whether `scale` and `bias` are [D, C] as well.
 
     References:
       Ioffe & Szegedy 2015, "Batch normalization".
@@ -100,6 +102,8 @@ class BatchNorm(nn.Module):
     unbiased: bool = False
     activation: Activation | None = None
     renorm: Renorm | None = None
+    num_domains: int | None = None
+    affine_per_domain: bool = False
 
     @nn.compact
     def __call__(
@@ -109,6 +113,7 @@ class BatchNorm(nn.Module):
         *,
         mask: ArrayLike | None = None,
         residual: ArrayLike | None = None,
+        domain: Domain | None = None,
     ) -> jax.Array:
         """Normalizes `x` with the statistics of the batch, or with the running ones.
 
@@ -118,6 +123,8 @@ class BatchNorm(nn.Module):
             the choice to the program.
           mask: boolean (True counts) or non-negative weights, broadcasts to `x`.
           residual: of the shape of `x` and the dtype of the result, added before the activation.
+          domain: in [0, num_domains), an integer or an integer array [], traced or not; or a tuple of K different
+            integers for a batch of K equal parts. Needed where there are `num_domains`.
 
         Returns:
           [..., C], of the shape of `x`.
@@ -128,16 +135,19 @@ class BatchNorm(nn.Module):
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         training = checks.check_choice(use_running_average, "use_running_average") is not True
         checks.check_module(self)
+        checks.check_domain_of_module(self, domain)
         x = checks.check_input(x)
         variables = self._batch_stats(x)
         batch_stats = {name: variable.value for name, variable in variables.items()}
         batch_stats["mean"] = as_complex_as(x, batch_stats["mean"])
-        params = self._params(batch_stats["mean"].shape)
+        rows = self.num_domains is not None and not self.affine_per_domain
+        params = self._params(batch_stats["mean"].shape[rows:])
         with jax.numpy_dtype_promotion("standard"):
             dtype = canonicalize_dtype(x, *params.values(), dtype=self.dtype)
-        options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual}
+        options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual, "domain": domain}
         if self.is_initializing():  # nothing is mapped yet, and the statistics stay
             options |= {"axis_name": None, "axis_index_groups": None, "virtual_batch_size": None}
+            options |= {"domain": None if domain is None else 0}
         training = training and not self.is_initializing()
         moments = self._batch_moments(batch_stats["mean"]) if training and self._accumulates() else {}
         so_far = Accumulated(**{name: v.value for name, v in moments.items()}) if moments else None
@@ -168,6 +178,7 @@ class BatchNorm(nn.Module):
     def _batch_stats(self, x: jax.Array) -> dict[str, nn.Variable]:
         """The variables 'mean', 'var' and, where the average needs it, 'count'; only initialization creates them."""
         shape, is_complex = feature_shape(x, feature_axes(self.axis, x.ndim)), jnp.iscomplexobj(x)
+        shape = shape if self.num_domains is None else (self.num_domains, *shape)
         dtype = jnp.dtype(jnp.float32 if self.force_float32_reductions else self.param_dtype)
         first = {
             "mean": lambda: jnp.zeros(shape, promote(dtype, jnp.complex64) if is_complex else dtype),

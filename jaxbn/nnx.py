@@ -19,7 +19,7 @@ from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.options import fields_of
 from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import init
-from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Momentum
+from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Domain, Momentum
 from jaxbn._tools import accumulate
 
 
@@ -28,51 +28,54 @@ class BatchMoments(nnx.BatchStat[jax.Array]):
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch norm as a Flax NNX module: every field, default and variable of `flax.nnx.BatchNorm`, and ours.
+    """Batch norm as a Flax NNX module, with every field, default and variable of `flax.nnx.BatchNorm`, and a few more.
 
-    Like Flax's, which it extends, it keeps `scale` and `bias` [C] as `nnx.Param` and the running `mean` and `var` [C]
-    as `nnx.BatchStat`, and follows `train()`, `eval()`, `nnx.view` and `nnx.set_attributes`.
+    A subclass of Flax's, it keeps `scale` and `bias` [C] as `nnx.Param` and the running `mean` and `var` [C] as
+    `nnx.BatchStat`, and follows `train()`, `eval()`, `nnx.view` and `nnx.set_attributes`.
 
     Where it differs from `flax.nnx.BatchNorm`:
       - Accuracy: the variance is taken about a pivot, in one pass too, and always in at least float32. Flax's default
         loses it where the mean is large (23 % at 1000 standard deviations).
-      - `promote_dtype` at its default decides the dtype of the result and rounds nothing on the way. Flax rounds the
+      - `promote_dtype` at its default decides the dtype of the result and rounds nothing before it. Flax rounds the
         running mean and variance to a half-precision `dtype` before it normalizes with them, and drops the imaginary
         part of a complex running mean. A function of your own is applied to (x, mean, var, scale, bias), as in Flax.
-      - Devices: masked batches merge by their counts; a device without an example changes nothing.
-      - `mask` may be weights, and what stands under it (NaN too) reaches no output, statistic or gradient.
+      - Devices: masked batches merge by their counts; a device without any valid example changes nothing.
+      - `mask` may hold weights. What it leaves out (NaN too) reaches no other output, no statistic and no gradient.
       - A channel that is not finite, or has no example, keeps its running statistics.
       - `num_features` may be a tuple, with several feature axes.
-      - Errors: integer inputs, masks that do not broadcast, doubled axes, wrong feature counts, `axis_index_groups`
-        without `axis_name`: an error that says so.
-      - Strict dtype promotion does not fail for half-precision inputs: the casts are meant.
+      - Errors: integer inputs, masks that do not broadcast, repeated axes, a wrong number of features, and
+        `axis_index_groups` without `axis_name` each raise an error that says what is wrong.
+      - Strict dtype promotion accepts half-precision inputs: all casts are explicit.
 
     Args:
       num_features: C; or one size for each feature axis, in the order of the axes.
-      use_running_average: False in training, True in evaluation; the call's comes first.
+      use_running_average: False in training, True in evaluation; that of the call takes precedence.
       axis: the feature axis or axes.
       momentum: weight of the old statistics, in [0, 1]; or `None` for the exact cumulative average, or a callable of
         the number of updates, which the module then counts in `count`, an `nnx.BatchStat` [C] int32.
-      epsilon: added to the variance, >= 0, in its unit.
-      dtype: of the result; where None that of the input, statistics, scale and bias, promoted: at least float32.
-      param_dtype: of scale and bias. Where it is complex the running mean is too.
+      epsilon: added to the variance, >= 0, in the unit of the variance.
+      dtype: dtype of the result. None means the promoted dtype of input, statistics, scale and bias, at least float32.
+      param_dtype: dtype of scale and bias. If it is complex, so is the running mean.
       use_bias: whether there is a bias.
       use_scale: whether there is a scale.
       bias_init: initializer of the bias.
       scale_init: initializer of the scale.
       axis_name: mapped axis or axes (of `vmap`, `pmap`, `shard_map`) that hold the rest of the batch.
       axis_index_groups: a partition of the indices of that axis; each group is a batch of its own.
-      use_fast_variance: False reads the input once more, for its exact mean before the variance.
-      promote_dtype: from (x, mean, var, scale, bias) and the keyword `dtype` to what is computed with.
+      use_fast_variance: False reads the input once more: first the exact mean is taken, then the variance about it.
+      promote_dtype: a function of (x, mean, var, scale, bias) and the keyword `dtype` that returns what is computed
+        with.
       rngs: for the initializers; one key of the stream 'params' for the scale, then one for the bias.
       bias_metadata: metadata of the variable `bias`.
       scale_metadata: metadata of the variable `scale`.
-      virtual_batch_size: consecutive chunks of that many examples are normalized by themselves.
+      virtual_batch_size: consecutive chunks of that many examples are normalized separately.
       renorm: `jaxbn.Renorm(r_max, d_max)`, batch renormalization. With a limit that is a schedule, the updates are
         counted in `count` too.
       unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
       activation: applied in the same pass: 'relu', 'leaky_relu', 'relu6', 'silu', 'gelu', 'tanh', 'sigmoid', or an
         elementwise callable.
+      num_domains: D, for running statistics of D domains, [D, C] each. The call then says which, in `domain`.
+      affine_per_domain: whether `scale` and `bias` are [D, C] as well.
 
     References:
       Ioffe & Szegedy 2015, "Batch normalization".
@@ -116,17 +119,22 @@ class BatchNorm(nnx.BatchNorm):
         unbiased: bool = False,
         activation: Activation | None = None,
         renorm: Renorm | None = None,
+        num_domains: int | None = None,
+        affine_per_domain: bool = False,
     ) -> None:
         shape = num_features if isinstance(num_features, tuple) else (num_features,)
         given = types.SimpleNamespace(
-            dtype=dtype, param_dtype=param_dtype, use_bias=use_bias, use_scale=use_scale, momentum=momentum
-        )
+            dtype=dtype, param_dtype=param_dtype, use_bias=use_bias, use_scale=use_scale, momentum=momentum,
+            num_domains=num_domains, affine_per_domain=affine_per_domain,
+        )  # fmt: skip
         checks.check_module(given)
         is_complex = jnp.issubdtype(param_dtype, jnp.complexfloating)
         _, batch_stats = init(
             shape, False, False, jnp.complex64 if is_complex else jnp.float32,
-            use_count=needs_count(momentum, renorm),
+            use_count=needs_count(momentum, renorm), num_domains=num_domains,
         )  # fmt: skip
+        if affine_per_domain:
+            shape = batch_stats["mean"].shape
         self.mean: nnx.BatchStat[jax.Array] = nnx.BatchStat(batch_stats["mean"])
         self.var: nnx.BatchStat[jax.Array] = nnx.BatchStat(batch_stats["var"])
         self.count: nnx.BatchStat[jax.Array] | None = nnx.data(None)
@@ -156,6 +164,8 @@ class BatchNorm(nnx.BatchNorm):
         self.unbiased = unbiased
         self.activation = activation
         self.renorm = renorm
+        self.num_domains = num_domains
+        self.affine_per_domain = affine_per_domain
 
     def __call__(
         self,
@@ -164,6 +174,7 @@ class BatchNorm(nnx.BatchNorm):
         *,
         mask: ArrayLike | None = None,
         residual: ArrayLike | None = None,
+        domain: Domain | None = None,
     ) -> jax.Array:
         """Normalizes `x` with the statistics of the batch, or with the running ones.
 
@@ -173,6 +184,8 @@ class BatchNorm(nnx.BatchNorm):
             the program.
           mask: boolean (True counts) or non-negative weights, broadcasts to `x`.
           residual: of the shape of `x` and the dtype of the result, added before the activation.
+          domain: in [0, num_domains), an integer or an integer array [], traced or not; or a tuple of K different
+            integers for a batch of K equal parts. Needed where there are `num_domains`.
 
         Returns:
           [..., C], of the shape of `x`.
@@ -189,9 +202,10 @@ class BatchNorm(nnx.BatchNorm):
                 "call, or set it with nnx.view(model, use_running_average=...)."
             )
         training = checks.check_choice(use_running_average, "use_running_average") is not True
+        checks.check_domain_of_module(self, domain)
         x = checks.check_input(x)
         x, batch_stats, params, dtype = self._promote(x, training)
-        options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual}
+        options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual, "domain": domain}
         collected = self.batch_moments if training else None
         so_far = None if collected is None else _values(collected)
         y, so_far, batch_stats = step(

@@ -42,7 +42,7 @@ def forward(variables, x):
     return jaxbn.normalize_batch(variables["params"], variables["batch_stats"], x)
 
 
-CALL = ("x", "use_running_average", "mask", "residual")
+CALL = ("x", "use_running_average", "mask", "residual", "domain")
 
 
 def forward_of_linen(variables, x):

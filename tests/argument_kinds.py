@@ -17,6 +17,7 @@ VECTOR = np.ones(3, np.float32)
 PARAMS = {"scale": VECTOR, "bias": VECTOR}
 STATS = {"mean": 0 * VECTOR, "var": VECTOR}
 COUNTED = {**STATS, "count": np.zeros(3, np.int32)}
+BY_DOMAIN = {"mean": np.zeros((2, 3), np.float32), "var": np.ones((2, 3), np.float32)}
 NAN, INF = float("nan"), float("inf")
 MOMENTS = jaxbn.Moments(jnp.float32(4), jnp.asarray(VECTOR), jnp.asarray(VECTOR))
 
@@ -65,6 +66,32 @@ KINDS: dict[str, Kind] = {
     "limit of d": Kind([*NUMBER[:-1], -0.5, -1, nothing, lambda: 2.0, lambda count: -0.5], [0, 5.0, lambda count: 2.0]),
     "renorm": Kind([*junk(type(None)), True, 3.0, (3.0, 5.0), {"r_max": 3.0}, jaxbn.Renorm],
         [None, jaxbn.Renorm(), jaxbn.Renorm(1, 0)]),
+    "domain of one set": Kind(["a", 0, 1, (0, 1), 1.5, np.ones(3), {}, nothing, jnp.tanh, Traced(0)], [None]),
+    "domain": Kind(
+        [
+            "a", b"a", 2, -1, 1.0, True, NAN, 1j, {}, {0}, object(), nothing, np.tanh, (), (0, 0), (0, 2), (0, 1.0),
+            ("a",), (True, False), [[0], [1]], np.ones(2, int), np.float32(1), np.int32, Traced(X), Traced(1.0),
+            Traced(True), None,
+        ],
+        [0, 1, np.int64(1), np.array(1), jnp.asarray(0), Traced(1), Traced(7), (0,), (1, 0), [0, 1]],
+    ),
+    "domain to select": Kind(
+        ["a", 2, -1, 1.0, True, None, NAN, {}, (0, 1), nothing, np.tanh, np.ones(2, int), Traced(0)],
+        [0, 1, np.int32(1)],
+    ),
+    "batch_stats of domains": Kind(
+        [
+            None, 3, "a", STATS, {}, COUNTED, {"mean": X, "var": X[:2]}, {**BY_DOMAIN, "count": np.zeros(3, np.int32)},
+            {**BY_DOMAIN, "count": np.int32(0)}, {"mean": np.zeros((0, 3)), "var": np.ones((0, 3))},
+        ],
+        [BY_DOMAIN, {**BY_DOMAIN, "count": np.zeros((2, 3), np.int32)}],
+    ),
+    "num_domains": Kind(["2", 0, -1, 2.0, True, [2], (2,), {}, NAN, nothing, np.tanh], [None, 1, 2, np.int64(2)]),
+    "number of domains": Kind(["2", 0, -1, 2.0, True, None, [2], (2,), {}, NAN, nothing, np.tanh], [1, 2, np.int64(2)]),
+    "num_domains, without a domain": Kind(["2", 0, -1, 2.0, 2, True, [2], {}, NAN, nothing], [None]),
+    "layers": Kind([None, 3, 1.5, [3], {}, object(), nothing, np.ones(3), "encoder/*", []], ["*", ["*"], ("a", "*")]),
+    "num_feature_axes": Kind(["1", 0, -1, 1.0, True, None, [1], {}, NAN, nothing], [1]),
+    "flag that must be False": Kind([*FLAG.wrong, True], [False]),
     "flag that must be True": Kind([*FLAG.wrong, False], [True]),
     "epsilon": Kind([*NUMBER, -1e-5, -1], [0, 0.0, 1, 1e-5, np.float32(1e-3), np.float64(1e-3)]),
     "momentum": Kind(

@@ -27,7 +27,7 @@ from tests.argument_calls import (
     saved,
     split_invariant,
 )
-from tests.argument_kinds import COUNTED, MOMENTS, PARAMS, STATS, X
+from tests.argument_kinds import BY_DOMAIN, COUNTED, MOMENTS, PARAMS, STATS, X
 
 AFFINE = {"axis": "axis", "epsilon": "epsilon", "dtype": "dtype", "activation": "activation", "residual": "residual"}
 BATCH = {
@@ -41,6 +41,7 @@ LAYER = {
     **BATCH,
     "virtual_batch_size": "virtual_batch_size",
     "renorm": "renorm",
+    "domain": "domain of one set",
     "momentum": "momentum",
     "unbiased": "flag",
 }
@@ -92,7 +93,34 @@ ROWS = [
             "use_bias": "flag",
             "param_dtype": "param_dtype",
             "use_count": "flag",
+            "num_domains": "num_domains",
+            "affine_per_domain": "flag that must be False",
         },
+    ),
+    Row("jaxbn.init with domains", jaxbn.init, {"num_features": 3, "num_domains": 2}, {"affine_per_domain": "flag"}),
+    Row(
+        "jaxbn.batch_norm with domains",
+        batch_norm,
+        {"params": PARAMS, "batch_stats": BY_DOMAIN, "x": X, "use_running_average": False, "domain": 0},
+        {"domain": "domain", "batch_stats": "batch_stats of domains"},
+    ),
+    Row(
+        "jaxbn.add_domains",
+        jaxbn.add_domains,
+        {"model": VARIABLES, "num_domains": 2},
+        {
+            "model": "model",
+            "num_domains": "number of domains",
+            "affine": "flag",
+            "layers": "layers",
+            "num_feature_axes": "num_feature_axes",
+        },
+    ),
+    Row(
+        "jaxbn.select_domain",
+        jaxbn.select_domain,
+        {"model": {"params": PARAMS, "batch_stats": BY_DOMAIN}, "domain": 1},
+        {"model": "model", "domain": "domain to select", "layers": "layers", "num_feature_axes": "num_feature_axes"},
     ),
     Row("jaxbn.Renorm", jaxbn.Renorm, {"r_max": 3.0, "d_max": 5.0}, {"r_max": "limit of r", "d_max": "limit of d"}),
     Row("jaxbn.debiased", jaxbn.debiased, {"momentum": 0.9}, {"momentum": "debiased"}),
@@ -233,6 +261,8 @@ ROWS = [
             "use_bias": "flag",
             "use_scale": "flag",
             "force_float32_reductions": "flag",
+            "num_domains": "num_domains, without a domain",
+            "affine_per_domain": "flag that must be False",
         },
     ),
     Row(
@@ -253,6 +283,8 @@ ROWS = [
             "use_bias": "flag",
             "use_scale": "flag",
             "use_running_average": "choice or None",
+            "num_domains": "num_domains, without a domain",
+            "affine_per_domain": "flag that must be False",
         },
     ),
     Row(

@@ -1,6 +1,7 @@
 """The public functions: what they check, and one step of batch norm, put together."""
 
 import functools
+from collections.abc import Callable
 from typing import Unpack
 
 import jax
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxbn._core import checks
-from jaxbn._core.chunks import over_chunks
+from jaxbn._core.chunks import over_chunks, over_parts
+from jaxbn._core.domains import in_rows, is_row, nan_unless_known, row_of
 from jaxbn._core.layer import Layer, one_batch
 from jaxbn._core.merge import Accumulated, merge_into
 from jaxbn._core.moments import shifted_moments
 from jaxbn._core.normalize import Inputs, apply_affine
-from jaxbn._core.numbers import promote, real_dtype
+from jaxbn._core.numbers import accumulator, promote, real_dtype
 from jaxbn._core.options import (
     Arrays,
     BatchOptions,
@@ -28,7 +30,7 @@ from jaxbn._core.options import (
 )
 from jaxbn._core.renorm import limits_of
 from jaxbn._core.state import commit
-from jaxbn._core.types import ArraysByName, BatchStats, Moments
+from jaxbn._core.types import ArraysByName, BatchStats, Domain, Moments, Reduction
 
 
 @takes(Options)
@@ -44,7 +46,8 @@ def batch_norm(
 
     Args:
       params: {'scale': [C], 'bias': [C]}; either key may be absent and is not used then.
-      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [C] int32, as `jaxbn.init` makes them.
+      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count' [C] int32, as `jaxbn.init` makes them; with `domain`
+        [D, C] each.
       x: [..., C] float or complex. The feature axis or axes may be anywhere: see `axis`.
       use_running_average: False in training: normalize with the batch and update the state. True in evaluation:
         normalize with `batch_stats` and return it as it is. A boolean array [], traced or not, puts both into one
@@ -63,6 +66,11 @@ def batch_norm(
         along the first axis that is not a feature axis, are normalized separately.
       renorm: `jaxbn.Renorm(r_max, d_max)`, batch renormalization: in training the running statistics normalize, as far
         as its limits allow.
+      domain: which of D domains the batch is from, each with running statistics of its own: an integer in [0, D), or
+        an integer array [], traced or not. A tuple of K different integers says that the batch consists of K equal
+        parts, one after the other along the first axis that is not a feature axis, each from a domain of its own and
+        normalized by itself. `scale` and `bias` may be [D, C] too. A traced index out of range gives NaN, and the
+        state stays.
       use_fast_variance: False takes the exact mean first and then the variance about it. This costs one more read of
         `x` and, if the batch is split, one more collective.
       unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
@@ -80,7 +88,8 @@ def batch_norm(
 
     References:
       Ioffe & Szegedy 2015, "Batch normalization", algorithms 1 and 2, section 3; Hoffer et al. 2017, section 3, for
-      virtual batches; Ioffe 2017, "Batch renormalization", section 3, for `renorm`.
+      virtual batches; Ioffe 2017, "Batch renormalization", section 3, for `renorm`; Xie et al. 2020, "Adversarial
+      examples improve image recognition", section 4, for `domain`.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn
@@ -106,7 +115,7 @@ def normalize_batch(
 
     Returns:
       `y` of the shape of `x`, and the `jaxbn.Moments` of the whole batch, even if it is split over devices or into
-      virtual batches.
+      virtual batches. With `domain` they are [D, C], and empty for the domains that the batch is not from.
 
     Raises:
       ValueError, TypeError: as `jaxbn.batch_norm`.
@@ -159,7 +168,7 @@ def normalize(
     reduction, x, _ = check_batch(x, {"axis": options.get("axis", -1)})
     mean, var = checks.check_statistics(mean, var, x, reduction.axes)
     affine, scale, bias, inputs = check_affine(params, x, (mean,), reduction.axes, options)
-    return _normalize(affine, scale, bias, mean, var, inputs)
+    return _normalize(affine, Layer(scale, bias, mean, var), inputs)
 
 
 @takes(BatchOptions)
@@ -196,7 +205,14 @@ def batch_moments(x: ArrayLike, *, pivot: ArrayLike | None = None, **options: Un
     reduction, x, mask = check_batch(x, options)
     if pivot is not None:
         pivot = checks.check_vector("pivot", pivot, x, reduction.axes)
-    return _moments(reduction, x, mask, pivot)
+    return _moments(reduction, None, Inputs(x, mask), pivot, None)
+
+
+def moments_by_domain(x: ArrayLike, domain: Domain, num_domains: int, options: BatchOptions) -> Moments:
+    """`batch_moments` [D, C], empty for the domains that the batch is not from."""
+    reduction, x, mask = check_batch(x, options)
+    chosen = checks.check_domain(domain, num_domains, x, reduction.axes)
+    return _moments(reduction, num_domains, Inputs(x, mask), None, chosen)
 
 
 def step(
@@ -219,9 +235,7 @@ def step(
     if isinstance(chosen, jax.Array):
         arrays = arrays._replace(frozen=chosen)
     elif chosen:
-        stats = arrays.batch_stats
-        y = _normalize(static.affine, arrays.scale, arrays.bias, stats["mean"], stats["var"], arrays.inputs)
-        return y, batch_moments, batch_stats
+        return _evaluate(static, arrays), batch_moments, batch_stats
     if batch_moments is not None:
         y, moments = _train(static, arrays)
         return y, merge_into(batch_moments, moments), batch_stats
@@ -232,15 +246,11 @@ def step(
 @functools.partial(jax.jit, static_argnums=0)
 def _train(static: Static, arrays: Arrays) -> tuple[jax.Array, Moments]:
     batch = functools.partial(one_batch, static.reduction, static.affine)
-    stats = arrays.batch_stats
-    layer = Layer(
-        arrays.scale, arrays.bias, stats["mean"], stats["var"], limits_of(static.renorm, stats), arrays.frozen
-    )
-    if static.chunk is None:
-        y, pivot, moments = batch(layer, arrays.inputs)
-    else:
-        y, pivot, moments = over_chunks(batch, static.reduction.axes, static.chunk, layer, arrays.inputs)
-    return y, moments._replace(mean=pivot + moments.mean)
+    if static.chunk is not None:
+        batch = functools.partial(over_chunks, batch, static.reduction.axes, static.chunk)
+    chosen, layer = _layer(static, arrays)
+    y, pivot, moments = _each_part(static.reduction.axes, chosen, batch)(layer, arrays.inputs)
+    return y, _of_rows(chosen, pivot, moments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -251,12 +261,55 @@ def _train_and_commit(static: Static, arrays: Arrays) -> tuple[jax.Array, BatchS
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _normalize(affine, scale, bias, mean, var, inputs: Inputs) -> jax.Array:
-    wide = promote(inputs.x.dtype, jnp.float32, affine.dtype)
-    return apply_affine(affine, scale, bias, (mean.astype(wide),), var.astype(real_dtype(wide)), inputs)
+def _evaluate(static: Static, arrays: Arrays) -> jax.Array:
+    def given(layer, inputs):
+        return _normalize.__wrapped__(static.affine, layer, inputs), (), ()  # pyright: ignore[reportAttributeAccessIssue]
+
+    chosen, layer = _layer(static, arrays)
+    return _each_part(static.reduction.axes, chosen, given)(layer, arrays.inputs)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _moments(reduction, x, mask, hint) -> Moments:
-    pivot, shifted = shifted_moments(reduction, x, mask, hint)
-    return shifted._replace(mean=pivot + shifted.mean)
+def _normalize(affine, layer: Layer, inputs: Inputs) -> jax.Array:
+    wide = promote(inputs.x.dtype, jnp.float32, affine.dtype)
+    centre = (layer.mean.astype(wide),)
+    return apply_affine(affine, layer.scale, layer.bias, centre, layer.var.astype(real_dtype(wide)), inputs)
+
+
+def _layer(static: Static, arrays: Arrays) -> tuple[jax.Array | None, Layer]:
+    """Which rows of the state normalize, None without domains; and those, [C], or for each of K parts [K, C]."""
+    scale, bias, stats, chosen = arrays.scale, arrays.bias, arrays.batch_stats, None
+    if arrays.domain is not None:
+        num_features, num_domains = len(static.reduction.axes), len(stats["mean"])
+        chosen = is_row(arrays.domain, num_domains)
+        scale, bias, stats = jax.tree.map(
+            lambda v: row_of(chosen, v) if v.ndim > num_features else v, (scale, bias, stats)
+        )
+        if scale is None:
+            scale = jnp.ones((), promote(accumulator(arrays.inputs.x.dtype), static.affine.dtype))
+        # Of a domain that is traced and out of range, y tells.
+        scale = nan_unless_known(chosen, scale, num_features)
+    return chosen, Layer(scale, bias, stats["mean"], stats["var"], limits_of(static.renorm, stats), arrays.frozen)
+
+
+def _each_part(axes: tuple[int, ...], chosen: jax.Array | None, batch: Callable) -> Callable:
+    """`batch`, of each part of the examples where they are from several domains."""
+    if chosen is None or chosen.ndim == 1:
+        return batch
+    return functools.partial(over_parts, batch, axes, len(chosen))
+
+
+def _of_rows(chosen: jax.Array | None, pivot: jax.Array, moments: Moments) -> Moments:
+    """From moments about a pivot to those of the batch [C], or of every domain [D, C]."""
+    moments = moments._replace(mean=pivot + moments.mean)
+    return moments if chosen is None else in_rows(chosen, moments)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _moments(reduction: Reduction, num_domains: int | None, inputs: Inputs, hint, domain) -> Moments:
+    def batch(_, inputs):
+        return inputs.x, *shifted_moments(reduction, inputs.x, inputs.mask, hint)
+
+    chosen = None if num_domains is None else is_row(domain, num_domains)
+    _, pivot, moments = _each_part(reduction.axes, chosen, batch)((), inputs)
+    return _of_rows(chosen, pivot, moments)

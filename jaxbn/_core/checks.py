@@ -50,20 +50,25 @@ def check_input(x, name: str = "x") -> jax.Array:
     return x
 
 
-def check_vectors(vectors: Mapping[str, Any], owner: str, x: jax.Array, axes: tuple[int, ...]) -> None:
-    """Each [C] vector of `owner` (params or batch_stats) has the feature shape of `x`."""
+def check_vectors(
+    vectors: Mapping[str, Any], owner: str, x: jax.Array, axes: tuple[int, ...], num_domains: int | None = None
+) -> None:
+    """Each vector [C] of `owner` (params or batch_stats) has the feature shape of `x`, or is [D, C] for D domains."""
     shape = feature_shape(x, axes)
     for name, value in vectors.items():
-        if jnp.shape(value) != shape:
+        if jnp.shape(value) not in (shape, shape if num_domains is None else (num_domains, *shape)):
             what = f"{owner}[{name!r}]" if owner else name
+            hint = "; with statistics per domain, say which in `domain`" if jnp.shape(value)[1:] == shape else ""
             raise ValueError(
                 f"`{what}` must have the feature shape of x, {list(shape)} (axis {axes} of {describe(x)}), "
-                f"got {describe(value)}."
+                f"got {describe(value)}{hint}."
             )
 
 
-def check_params(params, x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array | None, jax.Array | None]:
-    """scale and bias, None where absent."""
+def check_params(
+    params, x: jax.Array, axes: tuple[int, ...], num_domains: int | None = None
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """scale and bias, None where absent; [C], or [D, C] if there are domains."""
     if not isinstance(params, Mapping):
         raise TypeError(f"`params` must be a dict with 'scale' and 'bias' (or without), got {type(params).__name__}.")
     unknown = sorted(map(str, set(params) - {"scale", "bias"}))
@@ -73,12 +78,17 @@ def check_params(params, x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array
     for k, v in given.items():
         if not jnp.issubdtype(v.dtype, jnp.inexact):
             raise TypeError(f"`params[{k!r}]` must be floating or complex, got {describe(v)}.")
-    check_vectors(given, "params", x, axes)
+    check_vectors(given, "params", x, axes, num_domains)
     return given.get("scale"), given.get("bias")
 
 
-def check_batch_stats(batch_stats, x: jax.Array | None = None, axes: tuple[int, ...] = ()) -> dict[str, jax.Array]:
-    """batch_stats as a dict of arrays: 'mean' and 'var', perhaps a 'count', of one shape, that of the features of x."""
+def check_batch_stats(
+    batch_stats, x: jax.Array | None = None, axes: tuple[int, ...] = (), *, domains: bool = False
+) -> dict[str, jax.Array]:
+    """batch_stats as a dict of arrays: 'mean' and 'var', perhaps a 'count', of one shape, that of the features of x.
+
+    With domains they have one row for each.
+    """
     if not isinstance(batch_stats, Mapping):
         raise TypeError(f"`batch_stats` must be a dict with 'mean' and 'var', got {type(batch_stats).__name__}.")
     missing = sorted({"mean", "var"} - set(batch_stats))
@@ -92,8 +102,18 @@ def check_batch_stats(batch_stats, x: jax.Array | None = None, axes: tuple[int, 
     mean, var = arrays["mean"], arrays["var"]
     if not jnp.issubdtype(mean.dtype, jnp.inexact) or not jnp.issubdtype(var.dtype, jnp.floating):
         raise TypeError(f"`batch_stats` must have a floating mean and var, got {describe(mean)} and {describe(var)}.")
-    if x is not None:
+    if x is not None and domains:
+        shape = feature_shape(x, axes)
+        if mean.shape != var.shape or mean.ndim != len(shape) + 1 or mean.shape[1:] != shape or not len(mean):
+            raise ValueError(
+                "`batch_stats` must have a row for each domain where there is a `domain`, of the feature shape of x: "
+                f"[D, {', '.join(map(str, shape))}] (axis {axes} of {describe(x)}), D at least 1, got "
+                f"{describe(mean)} and {describe(var)}; jaxbn.init(..., num_domains=D) makes such, jaxbn.add_domains out "
+                "of one set."
+            )
+    elif x is not None:
         check_vectors({"mean": mean, "var": var}, "batch_stats", x, axes)
+    if x is not None:
         if jnp.iscomplexobj(x) and not jnp.iscomplexobj(mean):
             raise TypeError(
                 f"`batch_stats['mean']` must be complex for a complex x ({describe(x)}), got {describe(mean)}; "
@@ -104,10 +124,11 @@ def check_batch_stats(batch_stats, x: jax.Array | None = None, axes: tuple[int, 
             f"`batch_stats` must have mean and var of one shape, got {describe(mean)} and {describe(var)}."
         )
     count = arrays.get("count")
-    if count is not None and (count.shape not in ((), mean.shape) or not jnp.issubdtype(count.dtype, jnp.integer)):
+    of_old = not domains and count is not None and count.shape == ()
+    if count is not None and not ((of_old or count.shape == mean.shape) and jnp.issubdtype(count.dtype, jnp.integer)):
         raise ValueError(
-            f"`batch_stats['count']`, the updates of each channel, must be integers of shape {list(mean.shape)}, or []"
-            f" for all together, got {describe(count)}."
+            f"`batch_stats['count']`, the updates of each channel, must be integers of shape {list(mean.shape)}"
+            f"{'' if domains else ', or [] for all together'}, got {describe(count)}."
         )
     return arrays
 
@@ -307,8 +328,18 @@ def check_module(module) -> None:
             check_static_bool(getattr(module, name), name)
     for name in ("dtype", "param_dtype"):
         check_dtype(getattr(module, name), name)
+    check_num_domains(module.num_domains, module.affine_per_domain)
     if callable(module.momentum):
         _check_schedule(module.momentum, *MOMENTUM)
+
+
+def check_domain_of_module(module, domain) -> None:
+    """The call names a domain if the module has several, and only then."""
+    if (domain is None) != (module.num_domains is None):
+        raise ValueError(
+            f"`domain` is given in the call if the module has `num_domains`, and only then, got {domain!r} for "
+            f"num_domains={module.num_domains!r}."
+        )
 
 
 def check_dtype(dtype, name: str) -> None:
@@ -321,8 +352,51 @@ def check_dtype(dtype, name: str) -> None:
         raise TypeError(f"`{name}` must be floating or complex, got {found.name}.")
 
 
-def check_virtual_batch_size(size, names: tuple[str, ...], x: jax.Array, axes: tuple[int, ...]) -> int | None:
-    """A divisor of the number of examples, without a mapped axis."""
+def check_num_domains(num_domains, affine_per_domain) -> None:
+    """How many domains have statistics of their own; None for one that has no name."""
+    if num_domains is not None:
+        if isinstance(num_domains, bool) or not isinstance(num_domains, int | np.integer):
+            raise TypeError(f"`num_domains` must be an integer or None, got {num_domains!r}.")
+        if num_domains < 1:
+            raise ValueError(f"`num_domains` must be at least 1, got {num_domains!r}.")
+    check_static_bool(affine_per_domain, "affine_per_domain")
+    if affine_per_domain and num_domains is None:
+        raise ValueError("`affine_per_domain` needs `num_domains`, got None.")
+
+
+def check_domain(domain, num_domains: int | None, x: jax.Array, axes: tuple[int, ...]) -> jax.Array | None:
+    """An index [] int32 of a domain, or [K] of those of K equal parts of the examples; in range, if it is known."""
+    if domain is None or num_domains is None:
+        return None
+    rule = f"`domain` must be an integer in [0, {num_domains}), an integer array [], or a tuple of different integers"
+    parts = list(domain) if isinstance(domain, tuple | list) else [domain]
+    for d in parts:
+        is_known = isinstance(d, int | np.integer | np.ndarray) and not isinstance(d, bool)
+        is_index = is_known or (isinstance(d, jax.Array) and not isinstance(domain, tuple | list))
+        if not is_index or not jnp.issubdtype(jnp.result_type(d), jnp.integer):
+            raise TypeError(f"{rule}, got {domain!r}.")
+        if jnp.shape(d) != ():
+            raise ValueError(f"{rule}, got {domain!r}.")
+    known = [int(v) for d in parts for v in np.ravel(values_of(d) if isinstance(d, jax.Array) else d)]
+    if not parts or len(set(known)) < len(known) or any(not 0 <= d < num_domains for d in known):
+        raise ValueError(f"{rule}, got {domain!r}.")
+    if isinstance(domain, jax.Array):
+        return domain.astype(jnp.int32)
+    if not isinstance(domain, tuple | list):
+        return jnp.asarray(known[0], jnp.int32)
+    examples = _number_of_examples("`domain`, for parts of the batch,", x, axes)
+    if examples % len(parts):
+        raise ValueError(
+            f"`domain` must divide the number of examples, {examples} in {describe(x)}, into as many equal parts as it "
+            f"names, got {domain!r}."
+        )
+    return jnp.asarray(known, jnp.int32)
+
+
+def check_virtual_batch_size(
+    size, names: tuple[str, ...], x: jax.Array, axes: tuple[int, ...], num_parts: int = 1
+) -> int | None:
+    """A divisor of the number of examples, or of those of each part, without a mapped axis."""
     if size is None:
         return None
     if names:
@@ -332,13 +406,17 @@ def check_virtual_batch_size(size, names: tuple[str, ...], x: jax.Array, axes: t
         )
     if isinstance(size, bool | np.ndarray | jax.Array) or not hasattr(size, "__index__"):
         raise TypeError(f"`virtual_batch_size` must be an integer or None, got {size!r}.")
-    examples = [n for a, n in enumerate(x.shape) if a not in axes][:1]
-    if not examples:
+    examples = _number_of_examples("`virtual_batch_size`", x, axes) // num_parts
+    if size < 1 or examples % size:
         raise ValueError(
-            f"`virtual_batch_size` needs an axis that is not a feature axis, got x {describe(x)}, axis {axes}."
-        )
-    if size < 1 or examples[0] % size:
-        raise ValueError(
-            f"`virtual_batch_size` must divide the number of examples, {examples[0]} in {describe(x)}, got {size}."
+            f"`virtual_batch_size` must divide the number of examples, {examples} "
+            f"{'' if num_parts == 1 else 'in each part of the batch, '}in {describe(x)}, got {size}."
         )
     return int(size)
+
+
+def _number_of_examples(who: str, x: jax.Array, axes: tuple[int, ...]) -> int:
+    examples = [n for a, n in enumerate(x.shape) if a not in axes][:1]
+    if not examples:
+        raise ValueError(f"{who} needs an axis that is not a feature axis, got x {describe(x)}, axis {axes}.")
+    return examples[0]

@@ -14,7 +14,7 @@ from jaxbn._core.axes import expand_mask, feature_axes
 from jaxbn._core.normalize import Affine, Inputs
 from jaxbn._core.numbers import accumulator, promote
 from jaxbn._core.renorm import Renorm
-from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, BatchStats, Momentum, Reduction
+from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, BatchStats, Domain, Momentum, Reduction
 from jaxbn._sync.mapped_axes import check_axis_name, check_groups
 
 
@@ -43,6 +43,7 @@ class TrainOptions(NormalizeOptions, BatchOptions, total=False):
 
     virtual_batch_size: int | None
     renorm: Renorm | None
+    domain: Domain | None
 
 
 class Options(TrainOptions, total=False):
@@ -62,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "axis_index_groups": None,
     "virtual_batch_size": None,
     "renorm": None,
+    "domain": None,
     "use_fast_variance": True,
     "unbiased": False,
     "activation": None,
@@ -69,7 +71,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-OF_CALL = ("dtype", "mask", "residual")
+OF_CALL = ("dtype", "mask", "residual", "domain")
 """What a module is given in its call, or decides in it; the other options are its fields."""
 
 
@@ -131,6 +133,8 @@ class Arrays(NamedTuple):
     momentum: jax.Array | None
     frozen: jax.Array | None = None
     """[] bool: whether the running statistics normalize and stay, where the program decides it"""
+    domain: jax.Array | None = None
+    """[] int32, or [K] for K parts of the batch: the row of `batch_stats` [D, C], and of what else is [D, C]"""
 
 
 def check(params, batch_stats, x, options: TrainOptions, *, training: bool) -> tuple[Static, Arrays]:
@@ -139,24 +143,29 @@ def check(params, batch_stats, x, options: TrainOptions, *, training: bool) -> t
     But for one thing: an axis name that no mapping binds is an error in training alone, for evaluation does not use it.
     """
     reduction, x, mask = check_batch(x, options, bound=training)
-    batch_stats = checks.check_batch_stats(batch_stats, x, reduction.axes)
+    get = {**DEFAULTS, **options}.__getitem__
+    domains = get("domain") is not None
+    batch_stats = checks.check_batch_stats(batch_stats, x, reduction.axes, domains=domains)
     if training:
         checks.warn_of_half_precision(batch_stats)
+    num_domains = len(batch_stats["mean"]) if domains else None
+    domain = checks.check_domain(get("domain"), num_domains, x, reduction.axes)
+    num_parts = 1 if domain is None or not domain.ndim else len(domain)
     mean = () if training else (batch_stats["mean"],)
-    affine, scale, bias, inputs = check_affine(params, x, mean, reduction.axes, options)
-    get = {**DEFAULTS, **options}.__getitem__
+    affine, scale, bias, inputs = check_affine(params, x, mean, reduction.axes, options, num_domains)
     momentum = checks.check_momentum(get("momentum"), batch_stats)
     checks.check_static_bool(get("unbiased"), "unbiased")
     is_array = isinstance(momentum, jax.Array)
     static = Static(
         affine,
         reduction,
-        checks.check_virtual_batch_size(get("virtual_batch_size"), reduction.names, x, reduction.axes),
+        checks.check_virtual_batch_size(get("virtual_batch_size"), reduction.names, x, reduction.axes, num_parts),
         None if is_array else momentum,
         bool(get("unbiased")),
         _check_renorm(get("renorm"), batch_stats),
     )
-    return static, Arrays(scale, bias, batch_stats, inputs._replace(mask=mask), momentum if is_array else None)
+    inputs = inputs._replace(mask=mask)
+    return static, Arrays(scale, bias, batch_stats, inputs, momentum if is_array else None, domain=domain)
 
 
 def _check_renorm(renorm, batch_stats: BatchStats) -> Renorm | None:
@@ -183,13 +192,13 @@ def check_batch(x, options: BatchOptions, *, bound: bool = True) -> tuple[Reduct
     return Reduction(axes, names, groups, not get("use_fast_variance")), x, mask
 
 
-def check_affine(params, x: jax.Array, also: tuple[jax.Array, ...], axes: tuple[int, ...], options: NormalizeOptions):
+def check_affine(params, x: jax.Array, also: tuple[jax.Array, ...], axes, options: NormalizeOptions, num_domains=None):
     """How to normalize, the scale and bias in the dtype of the computation, and x with its residual.
 
     `also` holds what else decides the dtype of the result.
     """
     get = {**DEFAULTS, **options}.__getitem__
-    scale, bias = checks.check_params(params, x, axes)
+    scale, bias = checks.check_params(params, x, axes, num_domains)
     dtype = checks.check_output_dtype(get("dtype"), x, scale, bias, *also)
     wide = promote(accumulator(x.dtype), dtype)
     scale, bias = (None if v is None else v.astype(wide) for v in (scale, bias))

@@ -19,6 +19,8 @@ def init(
     param_dtype: DTypeLike = jnp.float32,
     *,
     use_count: bool = False,
+    num_domains: int | None = None,
+    affine_per_domain: bool = False,
 ) -> tuple[Params, BatchStats]:
     """Parameters and running statistics of a new batch norm.
 
@@ -29,13 +31,15 @@ def init(
       param_dtype: floating or complex dtype of the parameters. The statistics are at least float32. The running mean is
         complex if `param_dtype` is.
       use_count: whether `batch_stats` counts its updates, which `momentum=None` and momentum schedules need.
+      num_domains: D, for statistics of D domains, [D, C] each: see `domain` of `jaxbn.batch_norm`.
+      affine_per_domain: whether scale and bias are [D, C] as well.
 
     Returns:
       `params`: {'scale': [C], 'bias': [C]}; `batch_stats`: {'mean': [C] zeros, 'var': [C] ones} and, with
       `use_count`, 'count' [C] int32 zeros.
 
     Raises:
-      ValueError: `num_features` is negative.
+      ValueError: `num_features` is negative, `num_domains` is not positive, or `affine_per_domain` without it.
       TypeError: `num_features` is not an integer, or `param_dtype` is not floating or complex.
 
     Example:
@@ -52,17 +56,20 @@ def init(
             raise ValueError(f"`num_features` must not be negative, got {num_features!r}.")
     for name, value in (("use_scale", use_scale), ("use_bias", use_bias), ("use_count", use_count)):
         checks.check_static_bool(value, name)
+    checks.check_num_domains(num_domains, affine_per_domain)
     checks.check_dtype(param_dtype, "param_dtype")
     dtype = jnp.dtype(param_dtype)
     wide = promote(dtype, jnp.float32)
+    rows = shape if num_domains is None else (num_domains, *shape)
+    of_params = rows if affine_per_domain else shape
     params = {}
     if use_scale:
-        params["scale"] = jnp.ones(shape, dtype)
+        params["scale"] = jnp.ones(of_params, dtype)
     if use_bias:
-        params["bias"] = jnp.zeros(shape, dtype)
-    batch_stats = {"mean": jnp.zeros(shape, wide), "var": jnp.ones(shape, real_dtype(wide))}
+        params["bias"] = jnp.zeros(of_params, dtype)
+    batch_stats = {"mean": jnp.zeros(rows, wide), "var": jnp.ones(rows, real_dtype(wide))}
     if use_count:
-        batch_stats["count"] = jnp.zeros(shape, jnp.int32)
+        batch_stats["count"] = jnp.zeros(rows, jnp.int32)
     return params, batch_stats
 
 

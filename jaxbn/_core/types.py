@@ -11,6 +11,7 @@ AxisName = str | Sequence[str]
 AxisIndexGroups = Sequence[Sequence[int]]
 Activation = str | Callable[[jax.Array], jax.Array]
 Momentum = ArrayLike | Callable[[jax.Array], ArrayLike] | None
+Domain = ArrayLike | Sequence[int]
 ArraysByName = Mapping[str, ArrayLike]
 """Params or batch_stats as a user may hand them over, each [C]"""
 Params = dict[str, jax.Array]

@@ -39,9 +39,7 @@ def watch_layer(call: Call) -> Any:
         # What jaxbn's module may write there itself is replaced: counted twice it would be wrong.
         old = written(module)
         y = call.run(*call.args, **call.kwargs)
-        x = call.args[0] if call.args else call.kwargs["x"]
-        new = notes.moments_of_input(module, x, call.kwargs.get("mask"))
-        hand_in(module, new, old, noted)
+        hand_in(module, notes.moments_of_input(call), old, noted)
         return y
     y = call.run(*call.args, **call.kwargs)
     if call.outermost and module.scope is not None:

@@ -45,9 +45,8 @@ def _watch_layer(call: Call) -> Any:
         evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
         evaluated = call.layer.use_running_average if evaluated is None else evaluated
         noted.calls.append((call.path, not isinstance(evaluated, jax.Array) and bool(evaluated)))
-        x = call.args[0] if call.args else call.kwargs["x"]
         y = call.run(*call.args, **call.kwargs)
-        hand_in(call.layer, notes.moments_of_input(call.layer, x, call.kwargs.get("mask")))
+        hand_in(call.layer, notes.moments_of_input(call))
         return y
     y = call.run(*call.args, **call.kwargs)
     noted.lost.setdefault(

@@ -5,14 +5,15 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbn._core.batch_norm import batch_moments
+from jaxbn._core.batch_norm import batch_moments, moments_by_domain
 from jaxbn._core.merge import Accumulated, merge_into
+from jaxbn._core.options import BatchOptions
 from jaxbn._core.types import Moments
 from jaxbn._models.tree import Path
+from jaxbn._models.watch import Call
 
 
 class Notes:
@@ -50,15 +51,20 @@ def current() -> Notes | None:
     return _NOTES.get()
 
 
-def moments_of_input(layer: Any, x: jax.Array, mask: jax.Array | None) -> Moments:
+def moments_of_input(call: Call) -> Moments:
     """The moments of what enters a batch norm, over all devices, where it is run over several.
 
     In evaluation a batch norm does not ask whether its `axis_name` is bound, and neither does this.
     """
-    names = layer.axis_name
+    x = jnp.asarray(call.args[0] if call.args else call.kwargs["x"])
+    names = call.layer.axis_name
     names = () if names is None else (names,) if isinstance(names, str) or not isinstance(names, Iterable) else names
     bound = tuple(name for name in names if _is_bound(name))
-    return batch_moments(jnp.asarray(x), axis=layer.axis, mask=mask, axis_name=bound or None)
+    options: BatchOptions = {"axis": call.layer.axis, "mask": call.kwargs.get("mask"), "axis_name": bound or None}
+    domain = call.kwargs.get("domain")
+    if domain is None:
+        return batch_moments(x, **options)
+    return moments_by_domain(x, domain, call.layer.num_domains, options)
 
 
 def _is_bound(name: Any) -> bool:

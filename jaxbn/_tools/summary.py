@@ -98,8 +98,9 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: 
       moments: those of the latest batch, from `jaxbn.collect_moments`; or a tree like `batch_stats` with
         `jaxbn.Moments` or {'count', 'mean', 'var'} in place of each layer, such as a collection 'batch_moments'.
       epsilon: that of the batch norms, in the unit of the variance; a channel with a smaller running variance is dead.
-      stacked: statistics of more than one axis, [L, C], are those of layers that a scan or vmap stacks, and each has a
-        row, 'blocks/bn[0]'. Otherwise they are one layer with several feature axes, and have one row.
+      stacked: statistics of more than one axis, [L, C] or [D, C], are those of layers that a scan or vmap stacks, or of
+        domains, and each has a row, 'blocks/bn[0]'. Otherwise they are one layer with several feature axes, and have
+        one row.
 
     Returns:
       A list of `LayerSummary`, one for each batch norm, in the order of the tree. `print(rows)` shows a table,
@@ -151,9 +152,19 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: 
         if of_batch is not None:
             _check_moments(name, of_batch, layer)
         for index in np.ndindex(np.shape(layer.batch_stats["mean"])[:-1] if stacked else ()):
-            one, of_one = jax.tree.map(lambda v, i=index: np.asarray(v)[i[: np.ndim(v)]], (layer, of_batch))
+            one, of_one = (_part(v, index) for v in (layer, of_batch))
             rows.append(_row(name + "".join(f"[{i}]" for i in index), one, of_one, epsilon))
     return rows
+
+
+def _part(layer: Any, index: tuple[int, ...]) -> Any:
+    """One layer of a stack, or one domain; what has fewer axes, such as a scale that domains share, is of all."""
+
+    def part(keys, v):
+        is_param = any(getattr(k, "name", None) == "params" for k in keys)
+        return np.asarray(v)[index[: max(np.ndim(v) - is_param, 0)]]
+
+    return jax.tree_util.tree_map_with_path(part, layer)
 
 
 def _by_path(moments: Any) -> dict[Any, Moments]:

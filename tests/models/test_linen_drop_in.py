@@ -31,7 +31,7 @@ CASES = {
     "mask of a channel": ({**RANDOM}, (6, 4, 3), "float32", (np.arange(72) % 5 > 0).reshape(6, 4, 3), 1e-5),
     "complex": ({"dtype": jnp.complex64}, (6, 3), "complex64", None, 1e-5),
 }  # fmt: skip
-OURS_AFTER = ["virtual_batch_size", "unbiased", "activation", "renorm"]
+OURS_AFTER = ["virtual_batch_size", "unbiased", "activation", "renorm", "num_domains", "affine_per_domain"]
 
 
 def data(shape, dtype):
@@ -100,7 +100,7 @@ def test_fields_defaults_and_their_order_are_those_of_flax_and_ours_come_after()
     assert fields(OURS)[: len(fields(FLAX))] == fields(FLAX)
     assert [name for name, _ in fields(OURS)[len(fields(FLAX)) :]] == OURS_AFTER
     ours, flax = (list(inspect.signature(cls.__call__).parameters) for cls in (OURS, FLAX))
-    assert ours == [*flax, "residual"]
+    assert ours == [*flax, "residual", "domain"]
 
 
 def test_a_network_has_the_paths_and_initial_values_of_flax():

@@ -32,7 +32,7 @@ CASES = {
         1e-5,
     ),
 }
-OURS_AFTER = ["virtual_batch_size", "unbiased", "activation", "renorm"]
+OURS_AFTER = ["virtual_batch_size", "unbiased", "activation", "renorm", "num_domains", "affine_per_domain"]
 
 
 def data(shape, dtype):
@@ -93,7 +93,8 @@ def test_fields_defaults_and_their_order_are_those_of_flax_and_ours_come_after()
     flax = parameters(FLAX.__init__)
     assert parameters(OURS.__init__)[: len(flax)] == flax
     assert [p[0] for p in parameters(OURS.__init__)[len(flax) :]] == OURS_AFTER
-    assert parameters(OURS.__call__)[:-1] == parameters(FLAX.__call__)
+    assert parameters(OURS.__call__)[:-2] == parameters(FLAX.__call__)
+    assert [p[0] for p in parameters(OURS.__call__)[-2:]] == ["residual", "domain"]
     assert issubclass(OURS, FLAX)
     ours, flax = (vars(norm(3, rngs=nnx.Rngs(0))) for norm in (OURS, FLAX))
     assert set(ours) >= set(flax)

@@ -10,7 +10,7 @@ from jaxbn._tools.folding.flow import Call
 
 
 def describe_batch_norm(
-    path: str, module, x: jax.Array, use_running_average=None, *, mask=None, residual=None, **others
+    path: str, module, x: jax.Array, use_running_average=None, *, mask=None, residual=None, domain=None, **others
 ) -> Call:
     """A batch norm and the arguments that it is called with. A mask means nothing in evaluation."""
     if use_running_average is None:
@@ -21,6 +21,8 @@ def describe_batch_norm(
         obstacle = f"{TRAINING}, got {use_running_average!r}"
     elif others:
         obstacle = f"it is called with {sorted(others)}"
+    elif domain is not None:
+        obstacle = "its statistics are of several domains; jaxbn.select_domain(model, domain) takes those of one"
     after = getattr(module, "activation", None) is not None or residual is not None
     return Call(
         path,

@@ -1,0 +1,169 @@
+"""From one set of running statistics to one for each domain, and back."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbn._core import checks
+from jaxbn._models.find import Found, find_batch_norms, is_nnx
+from jaxbn._models.tree import Path, path_name, set_at
+
+Model = TypeVar("Model")
+
+
+def add_domains(
+    model: Model,
+    num_domains: int,
+    *,
+    affine: bool = False,
+    layers: str | Sequence[str] = "*",
+    num_feature_axes: int = 1,
+) -> Model:
+    """Gives the batch norms of a trained model statistics of D domains, all equal at first to those that it has.
+
+    The result belongs to a model whose batch norms have the fields `num_domains` and, with `affine`,
+    `affine_per_domain`, or to functions that pass `domain`.
+
+    Args:
+      model: variables {'params': ..., 'batch_stats': ...}, an nnx module or its `nnx.State`. It is not changed.
+      num_domains: D, at least 1.
+      affine: whether scale and bias become [D, C] too; otherwise the domains share them.
+      layers: which batch norms: a pattern, or several, for paths such as 'encoder/0/bn'; `*` matches any characters.
+      num_feature_axes: of the statistics; the axes before these are those of stacked layers.
+
+    Returns:
+      Variables, a module or a state as it came, with means, variances and counts [D, C]; of stacked layers [L, D, C].
+      In a copy of an nnx module, the batch norms of jaxbn have their fields set.
+
+    Raises:
+      ValueError: no batch norm has such a path, or `num_domains` is not positive.
+      TypeError: an argument is not of the types above.
+
+    Example:
+      >>> import jaxbn
+      >>> params, batch_stats = jaxbn.init(3)
+      >>> variables = jaxbn.add_domains({"params": params, "batch_stats": batch_stats}, 2)
+      >>> variables["batch_stats"]["mean"].shape, variables["params"]["scale"].shape
+      ((2, 3), (3,))
+    """
+    checks.check_num_domains(num_domains, False)
+    if num_domains is None:
+        raise TypeError("`num_domains` must be an integer, got None.")
+    checks.check_static_bool(affine, "affine")
+    num_features = _check_feature_axes(num_feature_axes)
+
+    def with_rows(v):
+        axis = v.ndim - num_features
+        return jnp.repeat(jnp.expand_dims(v, axis), num_domains, axis)
+
+    def change(found: Found) -> Found:
+        mean, stats = found.batch_stats["mean"], dict(found.batch_stats)
+        if "count" in stats:  # of old, one for all channels
+            count = jnp.asarray(stats["count"])
+            stats["count"] = jnp.broadcast_to(count.reshape(count.shape + (1,) * (mean.ndim - count.ndim)), mean.shape)
+        return Found(jax.tree.map(with_rows, found.params) if affine else {}, jax.tree.map(with_rows, stats))
+
+    return _changed(model, _chosen(model, layers), change, (num_domains, affine))
+
+
+def select_domain(model: Model, domain: int, *, layers: str | Sequence[str] = "*", num_feature_axes: int = 1) -> Model:
+    """The model of one domain: what `add_domains` adds taken away, to evaluate, fold or export it.
+
+    Args:
+      model: variables {'params': ..., 'batch_stats': ...}, an nnx module or its `nnx.State`. It is not changed.
+      domain: in [0, D).
+      layers: which batch norms: a pattern, or several, for paths such as 'encoder/0/bn'; `*` matches any characters.
+        Those whose statistics have no axis of domains stay as they are. Statistics of stacked layers without domains
+        look alike in variables, [L, C], and must be left out.
+      num_feature_axes: of the statistics; the axis before these is that of the domains.
+
+    Returns:
+      Variables, a module or a state as it came, with statistics [C]. In a copy of an nnx module, the batch norms of
+      jaxbn have no `num_domains`.
+
+    Raises:
+      ValueError: no batch norm with such a path has domains; those that have do not have the same number; or `domain`
+        is out of range.
+      TypeError: an argument is not of the types above.
+
+    Example:
+      >>> import jaxbn
+      >>> params, batch_stats = jaxbn.init(3, num_domains=2, affine_per_domain=True)
+      >>> variables = jaxbn.select_domain({"params": params, "batch_stats": batch_stats}, 1)
+      >>> variables["batch_stats"]["mean"].shape, variables["params"]["scale"].shape
+      ((3,), (3,))
+    """
+    num_features = _check_feature_axes(num_feature_axes)
+    chosen = {path: f for path, f in _chosen(model, layers).items() if f.batch_stats["mean"].ndim > num_features}
+    numbers = {path_name(path): f.batch_stats["mean"].shape[-num_features - 1] for path, f in chosen.items()}
+    if len(set(numbers.values())) != 1:
+        raise ValueError(
+            "`layers` must name batch norms with statistics [D, C] of the same number of domains, got "
+            f"{numbers or f'none in {layers!r}'}."
+        )
+    num_domains = next(iter(numbers.values()))
+    if isinstance(domain, bool) or not isinstance(domain, int | np.integer):
+        raise TypeError(f"`domain` must be an integer in [0, {num_domains}), got {domain!r}.")
+    if not 0 <= domain < num_domains:
+        raise ValueError(f"`domain` must be an integer in [0, {num_domains}), got {domain!r}.")
+
+    def change(found: Found) -> Found:
+        mean = found.batch_stats["mean"]
+
+        def row(v):
+            return jnp.take(jnp.asarray(v), int(domain), mean.ndim - num_features - 1) if v.ndim == mean.ndim else v
+
+        return jax.tree.map(row, found)
+
+    return _changed(model, chosen, change, (None, False))
+
+
+def _check_feature_axes(number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"`num_feature_axes` must be an integer, got {number!r}.")
+    if number < 1:
+        raise ValueError(f"`num_feature_axes` must be at least 1, got {number!r}.")
+    return number
+
+
+def _chosen(model: Any, layers: str | Sequence[str]) -> dict[Path, Found]:
+    """The batch norms whose paths match."""
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(f"`layers` must be a pattern of paths, such as 'encoder/*', or several, got {layers!r}.")
+    found = find_batch_norms(model)
+    chosen = {path: f for path, f in found.items() if any(fnmatchcase(path_name(path), p) for p in patterns)}
+    if not chosen:
+        raise ValueError(f"`layers` must match a batch norm, {', '.join(map(path_name, found))}, got {layers!r}.")
+    return chosen
+
+
+def _changed(model: Any, chosen: dict[Path, Found], change: Callable[[Found], Found], fields) -> Any:
+    """The model with other arrays in the places of some of its batch norms."""
+    of_layers = {path: change(found) for path, found in chosen.items()}
+    if not is_nnx(model):
+        for path, found in of_layers.items():
+            for collection, arrays in found._asdict().items():
+                for name, value in arrays.items():
+                    model = set_at(model, (collection, *path, name), value)
+        return model
+    from flax import nnx
+
+    from jaxbn._models.moments_nnx import with_values
+    from jaxbn.nnx import BatchNorm
+
+    values = {
+        (*path, name): value for path, found in of_layers.items() for arrays in found for name, value in arrays.items()
+    }
+    if isinstance(model, nnx.State):
+        return with_values(model, values)
+    copy = nnx.clone(model)
+    nnx.update(copy, with_values(nnx.state(copy), values))
+    for path, module in nnx.iter_modules(copy):
+        if path in of_layers and isinstance(module, BatchNorm):
+            module.num_domains, module.affine_per_domain = fields
+    return copy
