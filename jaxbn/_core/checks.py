@@ -105,11 +105,11 @@ def check_batch_stats(
     if x is not None and domains:
         shape = feature_shape(x, axes)
         if mean.shape != var.shape or mean.ndim != len(shape) + 1 or mean.shape[1:] != shape or not len(mean):
+            rows = f"[D, {', '.join(map(str, shape))}] (axis {axes} of {describe(x)}), with D of at least 1"
             raise ValueError(
                 "`batch_stats` must have a row for each domain where there is a `domain`, of the feature shape of x: "
-                f"[D, {', '.join(map(str, shape))}] (axis {axes} of {describe(x)}), with D of at least 1, "
-                f"got {describe(mean)} and {describe(var)}; jaxbn.init(..., num_domains=D) makes such, jaxbn.add_domains "
-                "out of one set."
+                f"{rows}, got {describe(mean)} and {describe(var)}; jaxbn.init(..., num_domains=D) makes such, "
+                "jaxbn.add_domains out of one set."
             )
     elif x is not None:
         check_vectors({"mean": mean, "var": var}, "batch_stats", x, axes)
