@@ -218,7 +218,7 @@ class BatchNorm(nnx.BatchNorm):
 
     def _promote(self, x: jax.Array, training: bool):
         """x, the running statistics, the parameters, and the dtype of the result."""
-        stats = self._batch_stats(x)
+        stats = _batch_stats(self, x)
         mean, var = self.mean[...], self.var[...]
         scale, bias = (None if v is None else v[...] for v in (self.scale, self.bias))
         inputs = (x, mean, var, scale, bias)
@@ -231,11 +231,6 @@ class BatchNorm(nnx.BatchNorm):
             dtype = dtypes.canonicalize_dtype(*inputs, dtype=self.dtype)
         params = {name: value for name, value in (("scale", scale), ("bias", bias)) if value is not None}
         return x, stats, params, dtype
-
-    def _batch_stats(self, x: jax.Array) -> dict[str, Any]:
-        """The running statistics as they are kept, the mean complex where x is."""
-        stats = {"mean": as_complex_as(x, self.mean[...]), "var": self.var[...]}
-        return stats if self.count is None else stats | {"count": self.count[...]}
 
 
 def _assign(variable: nnx.Variable, value: jax.Array) -> None:
@@ -255,10 +250,11 @@ def zero_moments(model: nnx.Module) -> None:
 
     Each `jaxbn.nnx.BatchNorm` gets `batch_moments`, a `count`, `mean` and `var` of no example, of the type
     `BatchMoments`, an `nnx.BatchStat`. While they are there, training merges the moments of each batch into them and
-    leaves the running statistics alone, until `commit_moments`.
+    leaves the running statistics alone, until `commit_moments`. So does a module of your own that has `mean` and `var`,
+    both `nnx.BatchStat`, and a `momentum`, if it calls `jaxbn.report_moments`.
 
     Args:
-      model: a module with at least one `jaxbn.nnx.BatchNorm`, at any depth.
+      model: a module with at least one `jaxbn.nnx.BatchNorm`, or module of your own as above, at any depth.
 
     Raises:
       ValueError: there is none.
@@ -271,7 +267,7 @@ def zero_moments(model: nnx.Module) -> None:
 def commit_moments(model: nnx.Module) -> None:
     """Ends the step: moves the running statistics of each batch norm once, and removes its `batch_moments`.
 
-    Each layer uses its own `momentum` and `unbiased`. Both functions may stand inside `nnx.jit`.
+    Each layer uses its own `momentum` and, if it has one, `unbiased`. Both functions may stand inside `nnx.jit`.
 
     Args:
       model: the module that was given to `zero_moments`.
@@ -291,22 +287,35 @@ def commit_moments(model: nnx.Module) -> None:
       ([2.0], [3.0])
     """
     for layer in _layers(model):
-        if layer.batch_moments is None:
+        if getattr(layer, "batch_moments", None) is None:
             raise ValueError(
                 "`commit_moments` ends what `jaxbn.nnx.zero_moments(model)` begins, got a model without moments."
             )
         moments = _values(layer.batch_moments)
-        batch_stats = layer._batch_stats(moments.mean)
         new = accumulate.commit_moments(
-            batch_stats, moments._asdict(), momentum=layer.momentum, unbiased=layer.unbiased
-        )
+            _batch_stats(layer, moments.mean), moments._asdict(),
+            momentum=layer.momentum, unbiased=getattr(layer, "unbiased", False),
+        )  # fmt: skip
         for name, value in new.items():
             _assign(getattr(layer, name), value)
         layer.batch_moments = None
 
 
-def _layers(model: nnx.Module) -> list[BatchNorm]:
-    layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
+def _batch_stats(layer: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """The running statistics as they are kept, the mean complex where x is."""
+    stats = {"mean": as_complex_as(x, layer.mean[...]), "var": layer.var[...]}
+    count = getattr(layer, "count", None)
+    return stats if count is None else stats | {"count": count[...]}
+
+
+def _layers(model: nnx.Module) -> list[Any]:
+    def accumulates(module: Any) -> bool:
+        if isinstance(module, nnx.BatchNorm):
+            return isinstance(module, BatchNorm)
+        keeps = all(isinstance(getattr(module, name, None), nnx.BatchStat) for name in ("mean", "var"))
+        return keeps and hasattr(module, "momentum")
+
+    layers = [module for _, module in nnx.iter_modules(model) if accumulates(module)]
     if not layers:
         raise ValueError(f"`model` must have a jaxbn.nnx.BatchNorm, got a {type(model).__name__} without one.")
     return layers

@@ -58,10 +58,15 @@ def _watch_layer(call: Call) -> Any:
 
 
 def hand_in(layer: Any, new: Moments) -> bool:
-    """Adds the moments to those of the layer, where it is watched."""
+    """Adds the moments to those of the layer, where it is watched, or where it accumulates those of microbatches."""
     noted = notes.current()
     if noted is None or not hasattr(layer, "_jaxbn_entered"):
-        return False
+        collected = getattr(layer, "batch_moments", None)
+        if collected is not None:
+            so_far = Accumulated(**{name: variable[...] for name, variable in collected.items()})
+            for name, value in notes.add(so_far, new)._asdict().items():
+                collected[name].set_value(jax.lax.stop_gradient(value))
+        return collected is not None
     noted.reported.add(layer._jaxbn_watch.path)
     for name, value in notes.add(_entered(layer), new)._asdict().items():
         layer._jaxbn_entered[name].set_value(value)

@@ -17,7 +17,7 @@ def report_moments(module: Any, moments: Moments) -> bool:
 
     Args:
       module: the module itself, which has variables (linen: in the collection 'batch_stats'; nnx: `nnx.BatchStat`)
-        'mean' [C] and 'var' [C].
+        'mean' [C] and 'var' [C]. For gradient accumulation in nnx it has a `momentum` too.
       moments: `jaxbn.Moments` of what entered it, over all devices, with count [] or [C], mean [C] and var [C].
 
     Returns:

@@ -153,6 +153,39 @@ def test_wider_microbatches_leave_the_shapes_and_dtypes_of_the_carry():
     np.testing.assert_allclose(new.var, x.var(0), rtol=1e-5)
 
 
+class OwnNorm(nnx.Module):
+    """A batch norm of somebody else, out of functions, with statistics of its own."""
+
+    momentum, unbiased = MOMENTUM, True
+
+    def __init__(self):
+        self.mean, self.var = nnx.BatchStat(jnp.zeros(3)), nnx.BatchStat(jnp.ones(3))
+
+    def __call__(self, x):
+        moments = jaxbn.batch_moments(x)
+        if not jaxbn.report_moments(self, moments):
+            stats = {"mean": self.mean[...], "var": self.var[...]}
+            stats = jaxbn.update_batch_stats(stats, moments, momentum=self.momentum, unbiased=self.unbiased)
+            self.mean[...], self.var[...] = stats["mean"], stats["var"]
+        return jaxbn.normalize({}, x, moments.mean, moments.var)
+
+
+def test_an_nnx_module_that_hands_its_moments_in_accumulates_too():
+    model = nnx.Sequential(OwnNorm(), jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    call = nnx.jit(lambda model, x: model(x))
+    for _ in range(2):  # the second time as the first
+        norm = model.layers[0]
+        norm.mean[...], norm.var[...] = jnp.zeros(3), jnp.ones(3)
+        jaxbn.nnx.zero_moments(model)
+        for x in MICROBATCHES:
+            call(model, x)
+        jaxbn.nnx.commit_moments(model)
+        assert_committed_whole(norm.mean[...], norm.var[...])
+    before = norm.mean[...]
+    call(model, MICROBATCHES[0])
+    assert not np.array_equal(norm.mean[...], before)
+
+
 def test_array_references_hold_the_moments_of_an_nnx_module():
     with nnx.var_defaults(ref=True):
         layer = jaxbn.nnx.BatchNorm(3, momentum=MOMENTUM, unbiased=True, rngs=nnx.Rngs(0))
