@@ -8,7 +8,7 @@ from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._core.axes import feature_axes, feature_shape
 from jaxbn._core.batch_norm import step
 from jaxbn._core.merge import Accumulated, zeros_of_layer
@@ -134,9 +134,9 @@ class BatchNorm(nn.Module):
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         training = checks.check_choice(use_running_average, "use_running_average") is not True
-        checks.check_module(self)
-        checks.check_domain_of_module(self, domain)
-        x = checks.check_input(x)
+        rules.check_module(self)
+        rules.check_domain_of_module(self, domain)
+        x = rules.check_input(x)
         variables = self._batch_stats(x)
         batch_stats = {name: variable.value for name, variable in variables.items()}
         batch_stats["mean"] = as_complex_as(x, batch_stats["mean"])

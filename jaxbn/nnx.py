@@ -12,7 +12,7 @@ from flax.nnx.nn import dtypes, initializers
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.typing import ArrayLike
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._core.batch_norm import step
 from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as
@@ -127,7 +127,7 @@ class BatchNorm(nnx.BatchNorm):
             dtype=dtype, param_dtype=param_dtype, use_bias=use_bias, use_scale=use_scale, momentum=momentum,
             num_domains=num_domains, affine_per_domain=affine_per_domain,
         )  # fmt: skip
-        checks.check_module(given)
+        rules.check_module(given)
         is_complex = jnp.issubdtype(param_dtype, jnp.complexfloating)
         _, batch_stats = init(
             shape, False, False, jnp.complex64 if is_complex else jnp.float32,
@@ -202,8 +202,8 @@ class BatchNorm(nnx.BatchNorm):
                 "call, or set it with nnx.view(model, use_running_average=...)."
             )
         training = checks.check_choice(use_running_average, "use_running_average") is not True
-        checks.check_domain_of_module(self, domain)
-        x = checks.check_input(x)
+        rules.check_domain_of_module(self, domain)
+        x = rules.check_input(x)
         x, batch_stats, params, dtype = self._promote(x, training)
         options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual, "domain": domain}
         collected = self.batch_moments if training else None

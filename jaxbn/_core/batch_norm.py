@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._core.chunks import over_chunks, over_parts
 from jaxbn._core.domains import in_rows, is_row, nan_unless_known, row_of
 from jaxbn._core.layer import Layer, one_batch
@@ -166,7 +166,7 @@ def normalize(
       [[1.0]]
     """
     reduction, x, _ = check_batch(x, {"axis": options.get("axis", -1)})
-    mean, var = checks.check_statistics(mean, var, x, reduction.axes)
+    mean, var = rules.check_statistics(mean, var, x, reduction.axes)
     affine, scale, bias, inputs = check_affine(params, x, (mean,), reduction.axes, options)
     return _normalize(affine, Layer(scale, bias, mean, var), inputs)
 
@@ -204,14 +204,14 @@ def batch_moments(x: ArrayLike, *, pivot: ArrayLike | None = None, **options: Un
     """
     reduction, x, mask = check_batch(x, options)
     if pivot is not None:
-        pivot = checks.check_vector("pivot", pivot, x, reduction.axes)
+        pivot = rules.check_vector("pivot", pivot, x, reduction.axes)
     return _moments(reduction, None, Inputs(x, mask), pivot, None)
 
 
 def moments_by_domain(x: ArrayLike, domain: Domain, num_domains: int, options: BatchOptions) -> Moments:
     """`batch_moments` [D, C], empty for the domains that the batch is not from."""
     reduction, x, mask = check_batch(x, options)
-    chosen = checks.check_domain(domain, num_domains, x, reduction.axes)
+    chosen = rules.check_domain(domain, num_domains, x, reduction.axes)
     return _moments(reduction, num_domains, Inputs(x, mask), None, chosen)
 
 

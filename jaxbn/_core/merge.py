@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbn._core import checks
+from jaxbn._core import rules
 from jaxbn._core.numbers import abs_squared, accumulator, conj_times, divide, promote, real_dtype, zero_unless
 from jaxbn._core.types import Moments
 
@@ -121,7 +121,7 @@ def merge_moments(*moments: Moments) -> Moments:
     if not moments:
         raise TypeError("`merge_moments` takes at least one `Moments`, got none.")
     for m in moments:
-        checks.check_moments(m, {"mean": moments[0].mean if isinstance(moments[0], Moments) else 0})
+        rules.check_moments(m, {"mean": moments[0].mean if isinstance(moments[0], Moments) else 0})
     counts = [jnp.asarray(m.count) for m in moments]
     if any(c.ndim for c in counts):
         counts = [jnp.broadcast_to(c, jnp.shape(m.mean)) for c, m in zip(counts, moments, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import jax
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._core.activations import check_activation
 from jaxbn._core.axes import expand_mask, feature_axes
 from jaxbn._core.normalize import Affine, Inputs
@@ -145,21 +145,21 @@ def check(params, batch_stats, x, options: TrainOptions, *, training: bool) -> t
     reduction, x, mask = check_batch(x, options, bound=training)
     get = {**DEFAULTS, **options}.__getitem__
     domains = get("domain") is not None
-    batch_stats = checks.check_batch_stats(batch_stats, x, reduction.axes, domains=domains)
+    batch_stats = rules.check_batch_stats(batch_stats, x, reduction.axes, domains=domains)
     if training:
-        checks.warn_of_half_precision(batch_stats)
+        rules.warn_of_half_precision(batch_stats)
     num_domains = len(batch_stats["mean"]) if domains else None
-    domain = checks.check_domain(get("domain"), num_domains, x, reduction.axes)
+    domain = rules.check_domain(get("domain"), num_domains, x, reduction.axes)
     num_parts = 1 if domain is None or not domain.ndim else len(domain)
     mean = () if training else (batch_stats["mean"],)
     affine, scale, bias, inputs = check_affine(params, x, mean, reduction.axes, options, num_domains)
-    momentum = checks.check_momentum(get("momentum"), batch_stats)
+    momentum = rules.check_momentum(get("momentum"), batch_stats)
     checks.check_static_bool(get("unbiased"), "unbiased")
     is_array = isinstance(momentum, jax.Array)
     static = Static(
         affine,
         reduction,
-        checks.check_virtual_batch_size(get("virtual_batch_size"), reduction.names, x, reduction.axes, num_parts),
+        rules.check_virtual_batch_size(get("virtual_batch_size"), reduction.names, x, reduction.axes, num_parts),
         None if is_array else momentum,
         bool(get("unbiased")),
         _check_renorm(get("renorm"), batch_stats),
@@ -182,12 +182,12 @@ def _check_renorm(renorm, batch_stats: BatchStats) -> Renorm | None:
 def check_batch(x, options: BatchOptions, *, bound: bool = True) -> tuple[Reduction, jax.Array, jax.Array | None]:
     """Over what the moments are taken, x, and the mask in the rank of x."""
     get = {**DEFAULTS, **options}.__getitem__
-    x = checks.check_input(x)
+    x = rules.check_input(x)
     axes = feature_axes(get("axis"), x.ndim)
     names = check_axis_name(get("axis_name"), bound=bound)
     checks.check_static_bool(get("use_fast_variance"), "use_fast_variance")
     groups = check_groups(get("axis_index_groups"), names, bound=bound)
-    mask = checks.check_mask(get("mask"), x)
+    mask = rules.check_mask(get("mask"), x)
     mask = None if mask is None else expand_mask(mask, x.ndim)
     return Reduction(axes, names, groups, not get("use_fast_variance")), x, mask
 
@@ -198,9 +198,9 @@ def check_affine(params, x: jax.Array, also: tuple[jax.Array, ...], axes, option
     `also` holds what else decides the dtype of the result.
     """
     get = {**DEFAULTS, **options}.__getitem__
-    scale, bias = checks.check_params(params, x, axes, num_domains)
-    dtype = checks.check_output_dtype(get("dtype"), x, scale, bias, *also)
+    scale, bias = rules.check_params(params, x, axes, num_domains)
+    dtype = rules.check_output_dtype(get("dtype"), x, scale, bias, *also)
     wide = promote(accumulator(x.dtype), dtype)
     scale, bias = (None if v is None else v.astype(wide) for v in (scale, bias))
     affine = Affine(axes, checks.check_epsilon(get("epsilon")), dtype, check_activation(get("activation"), dtype))
-    return affine, scale, bias, Inputs(x, None, checks.check_residual(get("residual"), x, dtype))
+    return affine, scale, bias, Inputs(x, None, rules.check_residual(get("residual"), x, dtype))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._core.averages import of_count
 from jaxbn._core.numbers import divide, promote, real_dtype, zero_unless
 from jaxbn._core.types import ArraysByName, BatchStats, Moments, Momentum, Params
@@ -56,7 +56,7 @@ def init(
             raise ValueError(f"`num_features` must not be negative, got {num_features!r}.")
     for name, value in (("use_scale", use_scale), ("use_bias", use_bias), ("use_count", use_count)):
         checks.check_static_bool(value, name)
-    checks.check_num_domains(num_domains, affine_per_domain)
+    rules.check_num_domains(num_domains, affine_per_domain)
     checks.check_dtype(param_dtype, "param_dtype")
     dtype = jnp.dtype(param_dtype)
     wide = promote(dtype, jnp.float32)
@@ -101,11 +101,11 @@ def update_batch_stats(
       >>> jaxbn.update_batch_stats(batch_stats, moments, momentum=0.5)["mean"].tolist()
       [1.0]
     """
-    arrays = checks.check_batch_stats(batch_stats)
-    momentum = checks.check_momentum(momentum, arrays)
+    arrays = rules.check_batch_stats(batch_stats)
+    momentum = rules.check_momentum(momentum, arrays)
     checks.check_static_bool(unbiased, "unbiased")
-    checks.warn_of_half_precision(arrays)
-    return commit(arrays, checks.check_moments(moments, arrays), momentum, unbiased)
+    rules.warn_of_half_precision(arrays)
+    return commit(arrays, rules.check_moments(moments, arrays), momentum, unbiased)
 
 
 def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbiased: bool) -> BatchStats:

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._core.types import Moments
 from jaxbn._models import notes
 
@@ -53,7 +53,7 @@ def report_moments(module: Any, moments: Moments) -> bool:
     if not isinstance(moments, Moments):
         raise TypeError(f"`moments` must be jaxbn.Moments(count, mean, var), got {type(moments).__name__}.")
     mean = checks.check_array(moments.mean, "moments.mean")
-    moments = Moments(*checks.check_moments(moments, {"mean": mean}))
+    moments = Moments(*rules.check_moments(moments, {"mean": mean}))
     linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
     if linen is not None and isinstance(module, linen.Module):
         return _of_linen(module, moments)

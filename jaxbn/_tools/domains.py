@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._models.find import Found, find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, path_name, set_at
 
@@ -50,7 +50,7 @@ def add_domains(
       >>> variables["batch_stats"]["mean"].shape, variables["params"]["scale"].shape
       ((2, 3), (3,))
     """
-    checks.check_num_domains(num_domains, False)
+    rules.check_num_domains(num_domains, False)
     if num_domains is None:
         raise TypeError("`num_domains` must be an integer, got None.")
     checks.check_static_bool(affine, "affine")

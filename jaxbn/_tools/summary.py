@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._core.types import Moments
 from jaxbn._models.find import Found, find_batch_norms
 from jaxbn._models.tree import moments_by_path, path_name
@@ -182,7 +182,7 @@ def _by_path(moments: Any) -> dict[Any, Moments]:
 
 def _check_moments(name: str, moments: Moments, layer: Found) -> None:
     try:
-        checks.check_moments(moments, {"mean": layer.batch_stats["mean"]})
+        rules.check_moments(moments, {"mean": layer.batch_stats["mean"]})
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

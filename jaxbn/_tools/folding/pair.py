@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxbn._core import checks
+from jaxbn._core import checks, rules
 from jaxbn._core.types import BatchStats, Params
 from jaxbn._tools.checks import check_integer, check_mapping
 from jaxbn._tools.folding.affine import FeaturesError, affine_of, check_overflow, following, previous
@@ -112,9 +112,9 @@ def fold_into_next(
 
 
 def _checked(params, batch_stats, epsilon) -> tuple[Params, BatchStats, float]:
-    checks.check_batch_stats(batch_stats)
+    rules.check_batch_stats(batch_stats)
     mean = jnp.asarray(batch_stats["mean"])
-    checks.check_params(params, mean, tuple(range(mean.ndim)))
+    rules.check_params(params, mean, tuple(range(mean.ndim)))
     return params, batch_stats, checks.check_epsilon(epsilon)
 
 
@@ -122,11 +122,11 @@ def _check_layer(layer) -> tuple[jax.Array, jax.Array | None]:
     check_mapping(layer, "layer", "be a dict with 'kernel' (and 'bias')")
     if "kernel" not in layer:
         raise ValueError(f"`layer` must be a dict with 'kernel' (and 'bias'), got {sorted(map(str, layer))}.")
-    kernel = checks.check_input(layer["kernel"], "layer['kernel']")
+    kernel = rules.check_input(layer["kernel"], "layer['kernel']")
     bias = layer.get("bias")
     if kernel.ndim < 2:
         raise ValueError(f"`layer['kernel']` must have input and output features, got {checks.describe(kernel)}.")
-    return kernel, None if bias is None else checks.check_input(bias, "layer['bias']")
+    return kernel, None if bias is None else rules.check_input(bias, "layer['bias']")
 
 
 def _check_bias(bias: jax.Array | None, features: int) -> None:
