@@ -160,6 +160,31 @@ def test_what_is_not_finite_under_a_mask_is_a_constant_in_a_residual_too(trainin
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("empty", ["all channels", "one channel", "frozen"])
+def test_an_output_of_running_statistics_has_their_gradients(empty):
+    """As in evaluation; and the batch, where it counts, hides them."""
+    params, stats = stats_and_params()
+    x, dy = batch(), np.random.default_rng(4).normal(size=SHAPE).astype(np.float32)
+    mask = {"all channels": np.zeros((6, 1, 1, 1), bool), "one channel": np.arange(2) > 0, "frozen": None}[empty]
+
+    def loss(stats, running):
+        y, new = jaxbn.batch_norm(params, stats, x, use_running_average=running, mask=mask)
+        return (jnp.sin(y) * dy).sum() + new["mean"][0] ** 2 + new["var"][0] ** 3
+
+    @jax.jit
+    def derivatives(stats, frozen):
+        running = frozen if empty == "frozen" else False
+        training = jax.grad(loss)(stats, running), jax.jvp(lambda s: loss(s, running), (stats,), (stats,))[1]
+        return training, jax.grad(loss)(stats, True)
+
+    (gradient, forward), want = derivatives(jax.tree.map(jnp.asarray, stats), True)
+    if empty == "one channel":
+        want = {name: jnp.array([v[0], 0]) for name, v in want.items()}
+    for name, value in want.items():
+        np.testing.assert_allclose(gradient[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(forward, sum((v * stats[name]).sum() for name, v in want.items()), rtol=1e-5)
+
+
 @pytest.mark.parametrize("layer", ["linen", "nnx"])
 def test_so_it_is_in_the_layers(layer):
     mask = a_mask((True, False, False, False))
