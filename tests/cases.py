@@ -117,18 +117,22 @@ def _mask(case: Case, rng) -> np.ndarray | None:
 
 
 def data(case: Case) -> Data:
-    """Random, the same each time."""
+    """The same each time: random rows, then sorted ones, then some with an outlier in front; statistics not 0 and 1."""
     rng = np.random.default_rng(0)
     dtype, shape = jnp.dtype(case.dtype), (STEPS, *case.shape)
     size = tuple(n for a, n in enumerate(case.shape) if a not in reference.rows(np.empty(case.shape), case.axis))
     wide = dtype if dtype.itemsize > 2 else jnp.dtype(np.float32)
     params, stats = jaxbn.init(size, param_dtype=wide, use_count=True)
+    stats["mean"], stats["var"] = normal(rng, size, wide), np.exp(rng.normal(size=size)).astype(stats["var"].dtype)
     params = {k: normal(rng, size, wide) for k in params if k in case.keys}
     if not (case.options.get("momentum", 0) is None or callable(case.options.get("momentum"))):
         del stats["count"]
     x = (3 * normal(rng, shape, wide) + 2 * normal(rng, size, wide).reshape(
         [n if a not in reference.rows(np.empty(case.shape), case.axis) else 1 for a, n in enumerate(case.shape)]
     )).astype(dtype)  # fmt: skip
+    for first in reference.rows(np.empty(case.shape), case.axis)[:1]:
+        x[1] = np.sort(x[1], first)
+        np.moveaxis(x[2], first, 0)[0] *= 8
     mask = None if case.mask is None else _mask(case, rng)
     if case.poison:
         bad = rng.choice([np.nan, np.inf, -np.inf, 7.0], case.shape)

@@ -5,22 +5,62 @@ A defect that changes no answer is no defect: `EQUIVALENT` says of those that su
 
 from typing import NamedTuple
 
-VALUES = ("tests/core/test_values.py",)
-MASKS = ("tests/core/test_masks_broadcast.py",)
+
+def _some(file: str, test: str, *cases: str) -> tuple[str, ...]:
+    """The test of tests/FILE.py with each of these parameters, or without any."""
+    return tuple(f"tests/{file}.py::{test}[{case}]" for case in cases) or (f"tests/{file}.py::{test}",)
+
+
+def _values(*cases: str) -> tuple[str, ...]:
+    return _some("core/test_values", "test_output_statistics_and_gradients_are_those_of_the_reference", *cases)
+
+
+def _sync(*cases: str) -> tuple[str, ...]:
+    return _some("sync/test_sync", "test_one_batch_one_answer", *cases)
+
+
+VALUES = _values("dense", "vector", "weights", "mask", "mask of lower rank", "integer weights", "complex128")
+MASKS = (
+    *_some("core/test_masks_broadcast", "test_a_mask_may_be_long_along_any_axes", "nn11-(3, 1)", "n11n-(-3, 0)"),
+    *_some("core/test_masks_broadcast", "test_virtual_batches_take_masks_that_broadcast_along_the_examples", "2"),
+    *_some("core/test_masks_broadcast", "test_in_evaluation_nothing_under_a_mask_reaches_the_output_or_a_gradient"),
+)
+FORWARD = (
+    *_some("core/test_renorm", "test_output_gradients_and_state_are_those_of_the_paper", "True-limits0"),
+    *_some("core/test_dtypes", "test_forward_mode_agrees_with_reverse_mode"),
+    "tests/core/test_derivatives.py",
+)
 COUNTS = ("tests/core/test_counts.py",)
-COLD = ("tests/core/test_cold_start.py", "tests/core/test_accuracy.py")
+COLD = (
+    *_some("core/test_cold_start", "test_a_named_axis_has_one_collective_forward_and_one_backward", "True"),
+    *_some("core/test_cold_start", "test_any_number_of_members_of_an_axis", "1000-128", "1000-65", "1000-8"),
+    *_some("core/test_cold_start", "test_an_empty_first_virtual_batch", "1000"),
+    *_some("core/test_cold_start", "test_plain_jit_over_a_sharded_batch", "AxisType.Auto-1000-sorted"),
+    *_some("core/test_cold_start", "test_a_masked_outlier_that_stands_first", "1000"),
+    "tests/core/test_accuracy.py",
+)
 DTYPES = ("tests/core/test_dtypes.py",)
 DERIVATIVES = ("tests/core/test_derivatives.py",)
 SIZES = ("tests/core/test_sizes.py",)
-GROUPS = ("tests/sync/test_group_isolation.py", "tests/sync/test_groups.py")
-SYNC = ("tests/sync/test_sync.py",)
+GROUPS = ("tests/sync/test_groups.py", "tests/sync/test_group_isolation.py")
+SYNC = _sync(
+    "vmap-plain", "vmap-groups", "vmap-mask over NaN and Inf", "vmap-mask, one member empty",
+    "shard_map, checked-weights per channel", "vmap in shard_map, unchecked-groups, mask",
+)  # fmt: skip
+COLLECTIVES = (
+    *_some("sync/test_collectives", "test_an_exact_mean_first_costs_one_collective_more"),
+    "tests/sync/test_collectives.py",
+)
 MESH = ("tests/core/test_explicit_mesh.py", "tests/core/test_export.py")
 ERRORS = ("tests/core/test_errors.py", "tests/core/test_arguments.py")
-LINEN = ("tests/models/test_linen_drop_in.py", "tests/models/test_linen_state.py", "tests/core/test_against_flax.py")
+LINEN = ("tests/models/test_linen_state.py", "tests/models/test_linen_drop_in.py", "tests/core/test_against_flax.py")
 NNX = ("tests/models/test_nnx_drop_in.py", "tests/core/test_against_flax.py")
 CHOICE = ("tests/core/test_traced_choice.py",)
 RENORM = ("tests/core/test_renorm.py",)
 FRONT = ("tests/models/test_options.py",)
+EMPTY = ("tests/core/test_masks_broadcast.py", "tests/core/test_sizes.py")
+ACCUMULATE = ("tests/tools/test_accumulate.py",)
+TESTING = ("tests/tools/test_testing.py",)
 
 
 class Mutant(NamedTuple):
@@ -39,7 +79,7 @@ def _in(file: str, tests: tuple[str, ...], *changes: tuple[str, str]) -> list[Mu
 MUTANTS = [
     *_in(
         "_core/moments",
-        VALUES + MASKS + DTYPES,
+        VALUES + MASKS + FORWARD,
         ("return mask if mask.dtype == bool else mask > 0", "return mask if mask.dtype == bool else mask >= 0"),
         ("values if mask.dtype == bool else mask.astype(values.dtype) * values", "values"),
         ("if mask is None or mask.shape[a] == 1)", "if mask is None or mask.shape[a] != 1)"),
@@ -56,7 +96,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/moments",
-        COLD + SYNC,
+        ("tests/sync/test_sync_accuracy.py", *SYNC, *COLD, *COLLECTIVES[:1]),
         ("if reduction.two_pass:\n        pivot", "if False:\n        pivot"),
         ("add = as_float32(add, sync.axis_size(reduction.names))", "pass"),
         ("add = as_float32(add, sync.axis_size(reduction.names))", "add = as_float32(add, 1)"),
@@ -70,7 +110,12 @@ MUTANTS = [
     ),
     *_in(
         "_core/normalize",
-        VALUES + DERIVATIVES + MASKS,
+        (
+            *VALUES,
+            *MASKS,
+            *_some("core/test_derivatives", "test_slopes_are_those_of_the_formula_on_other_platforms"),
+            *FORWARD,
+        ),
         ("return inverse if scale is None else scale * inverse.astype(scale.dtype)", "return inverse"),
         ("var + jnp.asarray(epsilon, var.dtype)", "var"),
         ("inverse * inverse * dvar * -0.5", "inverse * inverse * dvar * 0.5"),
@@ -85,7 +130,12 @@ MUTANTS = [
     ),
     *_in(
         "_core/layer",
-        VALUES + MASKS + DTYPES,
+        (
+            *_some("core/test_masks_broadcast", "test_an_output_of_running_statistics_has_their_gradients"),
+            *_values("mask per channel", "dense", "bfloat16", "float64"),
+            *MASKS,
+            *DTYPES,
+        ),
         ("dmean, dvar = _where(empty, dlayer.mean, dmean), _where(empty, dlayer.var, dvar)", "pass"),
         (
             "centre = where(empty, running_mean, pivot), where(empty, jnp.zeros_like(running_mean), moments.mean)",
@@ -120,7 +170,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/merge",
-        ("tests/core/test_moments.py", "tests/core/test_virtual_batch.py", *SYNC, *COLD),
+        ("tests/core/test_moments.py", *SYNC, *COLD, "tests/core/test_virtual_batch.py"),
         ("mean, var = (zero_unless(full != 0, v) for v in (mean, var))", "pass"),
         ("full * (var + abs_squared(mean))", "full * var"),
         (
@@ -162,13 +212,13 @@ MUTANTS = [
     ),
     *_in(
         "_core/chunks",
-        ("tests/core/test_virtual_batch.py", *VALUES, *MASKS),
+        (*_values("virtual batches", "masked virtual batches"), *MASKS, "tests/core/test_virtual_batch.py"),
         ("axis = reduction_axes(axes, x.ndim)[0]", "axis = reduction_axes(axes, x.ndim)[-1]"),
         ("v if v.shape[axis] == 1 else v.reshape", "v.reshape"),
     ),
     *_in(
         "_core/numbers",
-        ("tests/core/test_moments.py", *VALUES, *DTYPES),
+        (*_values("complex64", "dense", "mask per channel", "bfloat16"), "tests/core/test_moments.py", *DTYPES),
         ("lax.square(x.real) + lax.square(x.imag)", "lax.square(x.real)"),
         ("a.real * b.real + a.imag * b.imag", "a.real * b.real"),
         ("return promote(dtype, jnp.float32)", "return jnp.dtype(dtype)"),
@@ -198,11 +248,11 @@ MUTANTS = [
         "_sync/sharding",
         MESH,
         ("if spec[i] is None and a.shape[i - len(shape)] == shape[i]:", "if False:"),
-        ("if not (is_split(x) or is_split(like)):", "if True:"),
+        ("if wanted.spec == jax.typeof(x).sharding.spec:\n        return x", "return x"),
     ),
     *_in(
         "_xla/one_read",
-        COLD + SIZES + MESH,
+        (*_some("core/test_export", "test_so_are_moments"), *COLD, *SIZES, *COLLECTIVES),
         ("is_static(x) and 0 not in x.shape and bool(over), mask", "is_static(x) and bool(over), mask"),
         ("is_static(x) and 0 not in x.shape and bool(over), mask", "0 not in x.shape and bool(over), mask"),
         ("of_lane = two_reads if has_mask else near_some_rows", "of_lane = near_some_rows"),
@@ -237,7 +287,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/options",
-        ("tests/sync/test_collectives.py", *DTYPES),
+        (*COLLECTIVES, *DTYPES),
         ('not get("use_fast_variance"))', "False)"),
         ("if training:\n        checks.warn", "if False:\n        checks.warn"),
     ),
@@ -269,6 +319,166 @@ MUTANTS = [
         ),
         ("if self.promote_dtype is not dtypes.promote_dtype:", "if False:"),
         ("value = jax.lax.stop_gradient(value)", "pass"),
+    ),
+    # Weights, masks and residuals in each of the passes.
+    *_in(
+        "_core/moments",
+        VALUES + MASKS + FORWARD,
+        (
+            "return _weigh(total + jnp.conj(_centred(*v, *centre)) * square.astype(total.dtype), v[1])",
+            "return total + jnp.conj(_centred(*v, *centre)) * square.astype(total.dtype)",
+        ),
+        ("_weigh(conj_times(_centred(*v[:2], *centre), v[2]), v[1])", "conj_times(_centred(*v[:2], *centre), v[2])"),
+        ("m.astype(jnp.int32) if m.dtype == bool else m.astype(dtype)", "m.astype(dtype)"),
+    ),
+    *_in(
+        "_core/moments",
+        ("tests/sync/test_sync_accuracy.py", *SYNC, "tests/core/test_cold_start.py"),
+        ("if pivot.dtype in (jnp.float32, jnp.complex64):", "if True:"),
+        ("if pivot.dtype in (jnp.float32, jnp.complex64):", "if False:"),
+    ),
+    *_in(
+        "_core/normalize",
+        (
+            *_some("core/test_masks_broadcast", "test_what_is_not_finite_under_a_mask_is_a_constant_in_a_residual_too"),
+            *_values("bfloat16, mask", "complex64, mask, residual"),
+            *_some("core/test_renorm", "test_second_derivatives_take_the_correction_as_a_constant"),
+            *FORWARD,
+        ),
+        (
+            "z + _live(inputs.residual, inputs.residual, inputs.mask).astype(z.dtype)",
+            "z + inputs.residual.astype(z.dtype)",
+        ),
+        ("vectors.multiplier * _live(dinputs.x, inputs.x, inputs.mask)", "vectors.multiplier * dinputs.x"),
+        ("add(dz, _live(dinputs.residual, inputs.residual, inputs.mask))", "add(dz, dinputs.residual)"),
+        (
+            "_live(dresidual, inputs.residual, inputs.mask).astype(wide)",
+            "dresidual.astype(wide)",
+        ),
+        ("_live(g(arrays, vectors), arrays[0].x, arrays[0].mask)", "g(arrays, vectors)"),
+        ("_live(dresidual.astype(wide), inputs.x, inputs.mask)", "dresidual.astype(wide)"),
+        ("(dscale, dbias, add(*dcentre), dvar,", "(dscale, dbias, dcentre[0], dvar,"),
+    ),
+    *_in(
+        "_core/normalize",
+        (*SYNC, *COLLECTIVES),
+        ("sync.as_varying_as(pair, inputs.x)", "pair"),
+    ),
+    *_in(
+        "_core/merge",
+        ("tests/core/test_virtual_batch.py", "tests/core/test_moments.py", *GROUPS, *SYNC, *COUNTS),
+        ("zero_unless(jnp.isfinite(lead), v - lead.astype(v.dtype))", "(v - lead.astype(v.dtype))"),
+        ("(pivots - pivot[None]) + (sets.mean - merged.mean[None])", "pivots - pivot[None]"),
+        ("divide((n.astype(dmeans.dtype) * dmeans).sum(0), merged.count)", "dmeans.mean(0)"),
+    ),
+    *_in(
+        "_core/state",
+        COUNTS + DTYPES,
+        ("checks.warn_of_half_precision(arrays)", "pass"),
+        ("wide = promote(old.dtype, jnp.float32)", "wide = old.dtype"),
+    ),
+    *_in(
+        "_core/batch_norm",
+        (*DTYPES, *FRONT, "tests/core/test_averages.py", *ERRORS),
+        ("momentum = static.momentum if arrays.momentum is None else arrays.momentum", "momentum = static.momentum"),
+        ("wide = promote(inputs.x.dtype, jnp.float32, affine.dtype)", "wide = promote(inputs.x.dtype, affine.dtype)"),
+        ("training=chosen is not True", "training=True"),
+        ("return _moments(reduction, x, mask, pivot)", "return _moments(reduction, x, mask, None)"),
+    ),
+    *_in(
+        "_core/layer",
+        EMPTY,
+        ("inputs.mask is not None or 0 in sizes", "inputs.mask is not None"),
+    ),
+    *_in(
+        "_core/renorm",
+        RENORM,
+        ("jnp.maximum(v.astype(dtype), jnp.asarray(least, dtype))", "v.astype(dtype)"),
+        ("plus = jnp.asarray(epsilon, var.dtype)", "plus = jnp.asarray(1e-5, var.dtype)"),
+        ("far = size > d_max", "far = size < d_max"),
+        ("return callable(self.r_max) or callable(self.d_max)", "return callable(self.r_max)"),
+        (
+            "momentum is None or callable(momentum) or (isinstance(renorm, Renorm) and renorm.counts)",
+            "momentum is None",
+        ),
+    ),
+    *_in(
+        "_core/options",
+        (*FRONT, "tests/core/test_averages.py", "tests/sync/test_groups.py"),
+        *[
+            ("if name not in OF_CALL}", f"if name not in (*OF_CALL, {name!r})}}")
+            for name in ("axis", "momentum", "epsilon", "axis_name", "axis_index_groups", "virtual_batch_size")
+        ],
+        *[
+            ("if name not in OF_CALL}", f"if name not in (*OF_CALL, {name!r})}}")
+            for name in ("renorm", "use_fast_variance", "unbiased", "activation")
+        ],
+    ),
+    *_in(
+        "_core/options",
+        (*DTYPES, *VALUES, "tests/core/test_types.py", *ERRORS),
+        ("bound=training)", "bound=True)"),
+        ('mean = () if training else (batch_stats["mean"],)', "mean = ()"),
+        ("wide = promote(accumulator(x.dtype), dtype)", "wide = accumulator(x.dtype)"),
+    ),
+    *_in(
+        "_core/averages",
+        ("tests/core/test_sizes.py", "tests/core/test_averages.py"),
+        (" if count.size else count.astype(jnp.float32)", ""),
+    ),
+    *_in("_core/chunks", ("tests/core/test_virtual_batch.py", *MESH), ("if is_split(x):", "if False:")),
+    *_in(
+        "_core/checks",
+        (*ERRORS, *RENORM, "tests/core/test_averages.py"),
+        ("elif not least <= check_number(limit, name) < math.inf:", "elif not least <= check_number(limit, name):"),
+        ("for count in (0, 1):", "for count in (0,):"),
+        ("momentum.shape != () or not jnp.issubdtype(momentum.dtype, jnp.floating)", "momentum.shape != ()"),
+        ("any(jnp.iscomplexobj(i) for i in inputs if i is not None)", "jnp.iscomplexobj(inputs[0])"),
+        ("jnp.iscomplexobj(x) and not jnp.iscomplexobj(mean)", "False"),
+    ),
+    *_in(
+        "_xla/one_read",
+        (
+            *_some(
+                "core/test_accuracy", "test_output_statistics_and_gradients_keep_five_digits_at_1e5_standard_deviations"
+            ),
+            *COLLECTIVES,
+            *MESH,
+            *COLD,
+        ),
+        ("lane_axis = split[0] if split else over[0] if over else 0", "lane_axis = over[0] if over else 0"),
+        ("far = jnp.any((square > 64 * moments.var) & jnp.isfinite(delta))", "far = jnp.any(square < 0)"),
+    ),
+    *_in(
+        "linen",
+        (*LINEN, *ACCUMULATE, *CHOICE),
+        (', "virtual_batch_size": None}', "}"),
+        ('(given or not self.is_mutable_collection("batch_stats"))', "given"),
+        ('(given or not self.is_mutable_collection("batch_stats"))', 'not self.is_mutable_collection("batch_stats")'),
+        ("check_moments_reach(self)", "pass"),
+        ("promote(dtype, jnp.complex64) if is_complex else dtype", "dtype"),
+    ),
+    *_in(
+        "nnx",
+        (*NNX, *ACCUMULATE, *RENORM),
+        ("if not training:\n                stats |=", "if True:\n                stats |="),
+        ("unbiased=layer.unbiased", "unbiased=False"),
+        ("momentum=layer.momentum", "momentum=0.99"),
+        ("use_count=needs_count(momentum, renorm)", "use_count=needs_count(momentum, None)"),
+        ("jnp.complex64 if is_complex else jnp.float32", "jnp.float32"),
+    ),
+    *_in(
+        "testing",
+        TESTING,
+        ('"gradients": of_params | of_inputs', '"gradients": of_params'),
+        (
+            "        if b is None:\n            continue",
+            "        b = b[:1] if kind == 'state' else b\n        if b is None:\n            continue",
+        ),
+        ("size = max(np.abs(a).max(initial=0), largest / 100)", "size = largest"),
+        ("return parts.mean(0)", "return parts[0]"),
+        ("return value.mean(), {", "return value.sum(), {"),
+        ("not np.isin(np.asarray(v), (0, 1)).all()", "True"),
     ),
 ]
 

@@ -5,11 +5,13 @@
     python tests/mutants.py --list
 
 Each is planted in a copy of the package in a temporary folder; the package itself stays as it is. A mutant is killed
-where a test fails that passes without it, and unknown where the tests do not end in time. The exit status is 1 if one
-survives that `tests/mutant_table.py` does not explain as equivalent.
+where a test fails that passes without it (all such tests run once more at the end, without a defect), and unknown where
+the tests do not end in time. The exit status is 1 if one survives that `tests/mutant_table.py` does not explain as
+equivalent.
 """
 
 import argparse
+import atexit
 import functools
 import os
 import shutil
@@ -25,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.mutant_table import EQUIVALENT, MUTANTS, Mutant  # noqa: E402
 
-COMMAND = ["-m", "pytest", "-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=no"]
+COMMAND = ["-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=no"]
 COMMAND += ["-m", "not exhaustive"]
 
 
@@ -49,34 +51,35 @@ def copy(folder: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def failing(mutant: Mutant | None, tests: Sequence[str], limit: float) -> str | None:
-    """The first test that fails with that defect, or with none; None where all pass."""
+@functools.cache
+def cache_of_programs() -> str:
+    """A folder of compiled programs: most are those of the package without a defect, and are compiled once."""
+    folder = tempfile.mkdtemp(prefix="jaxbn_mutants_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def run(mutant: Mutant | None, tests: Sequence[str], limit: float, *options: str) -> tuple[int, list[str], str]:
+    """pytest's exit status (-1: no end in time), the tests that failed with that defect or none, and its errors."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy(folder)
         if mutant is not None:
             plant(mutant, folder)
-        environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            **os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1",
+            "JAX_COMPILATION_CACHE_DIR": cache_of_programs(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }  # fmt: skip
         existing = [t for t in tests if (folder / t.partition("::")[0]).exists()]
         try:
-            run = subprocess.run(
-                [sys.executable, *COMMAND, *existing],
+            done = subprocess.run(
+                [sys.executable, *COMMAND, *options, *existing],
                 cwd=folder, env=environment, capture_output=True, text=True, timeout=limit, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return f"UNKNOWN, no end within {limit:.0f} s"
-    if run.returncode == 0:
-        return None
-    seen = [line.split(" - ")[0] for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    if not seen:  # the tests did not end by themselves
-        return f"UNKNOWN, ended with {run.returncode}: {run.stderr[-200:]}"
-    return seen[0]
-
-
-@functools.cache
-def fails_anyway(test: str, limit: float) -> bool:
-    """Whether a test fails without any defect: it has seen nothing then."""
-    return test.startswith("FAILED ") and failing(None, [test.removeprefix("FAILED ")], limit) is not None
+            return -1, [], f"no end within {limit:.0f} s"
+    seen = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode, seen, done.stderr[-200:]
 
 
 def describe(mutant: Mutant) -> str:
@@ -96,21 +99,36 @@ def main() -> int:
             found = (ROOT / mutant.file).read_text().count(mutant.old)
             print(describe(mutant) + ("" if found == 1 else f"  (stands {found} times)"))
         return 0
-    survivors = 0
+    survivors, killers = 0, {}
     for number, mutant in enumerate(chosen, 1):
         start = time.monotonic()
-        test = failing(mutant, mutant.tests, asked.limit)
-        why = EQUIVALENT.get((mutant.file.removeprefix("jaxbn/").removesuffix(".py"), mutant.new))
-        if test is None:
+        status, seen, errors = run(mutant, mutant.tests, asked.limit, "-x")
+        if seen:
+            result = f"killed by {seen[0]}"
+            killers.setdefault(seen[0], []).append(mutant)
+        elif status == 0:
+            why = EQUIVALENT.get((mutant.file.removeprefix("jaxbn/").removesuffix(".py"), mutant.new))
             result = f"equivalent: {why}" if why else "SURVIVES"
         else:
-            anyway = fails_anyway(test, asked.limit)
-            result = f"UNKNOWN, for without it too {test}" if anyway else f"killed by {test}"
-            result = test if test.startswith("UNKNOWN") else result
+            result = f"UNKNOWN, ended with {status}: {errors}"
         survivors += result.startswith(("SURVIVES", "UNKNOWN"))
         print(f"{number}/{len(chosen)} {describe(mutant)}: {result} ({time.monotonic() - start:.0f} s)", flush=True)
+    for mutant, test in not_killed(killers, asked.limit):
+        survivors += 1
+        print(f"{describe(mutant)}: UNKNOWN, for without it too {test}")
     print(f"{len(chosen)} mutants, {survivors} survive")
     return int(survivors > 0)
+
+
+def not_killed(killers: dict[str, list[Mutant]], limit: float) -> list[tuple[Mutant, str]]:
+    """Of the tests that have seen a mutant, those that fail without one too."""
+    tests = [test.removeprefix("FAILED ") for test in killers if test.startswith("FAILED ")]
+    if not tests:
+        return []
+    status, seen, errors = run(None, tests, limit * len(tests))
+    if status not in (0, 1):
+        raise RuntimeError(f"The tests did not end without a defect: {status}, {errors}")
+    return [(mutant, test) for test in seen for mutant in killers.get(test, [])]
 
 
 if __name__ == "__main__":

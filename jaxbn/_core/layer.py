@@ -62,6 +62,7 @@ def _one_batch_jvp(reduction, affine, primals, tangents):
     if dx is not None:
         # What is not finite in a frozen batch is no business of its other elements.
         counted = dx if layer.frozen is None else zero_unless(~layer.frozen, dx)
+        counted = counted if jnp.iscomplexobj(pivot) else counted.real  # of a real x with a complex y
         dmean, dvar = moments_tangent(reduction, inputs.x, inputs.mask, pivot, moments, counted.astype(pivot.dtype))
     of_moments = tangent_moments(moments, dmean, dvar)
     if _may_be_empty(affine.axes, layer, inputs):

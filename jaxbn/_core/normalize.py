@@ -182,8 +182,7 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
         if has_residual:
 
             def to_residual(arrays, vectors):
-                residual = arrays[0].residual
-                return _live(g(arrays, vectors), residual, arrays[0].mask).astype(residual.dtype)
+                return g(arrays, vectors).astype(arrays[0].residual.dtype)
 
             dresidual = apart(elementwise(to_residual, (inputs, dy), vectors))
         if has_channels:
@@ -214,7 +213,9 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
                 dx = elementwise(to_x, (inputs, dy), vectors)
             else:
                 dx = elementwise(from_residual, (inputs._replace(residual=None), dresidual), vectors)
-        return dk_dc, Inputs(dx, None, None if dresidual is None else dresidual.astype(wide))
+        if dresidual is not None:  # x and the channels get what a residual that is not finite does not
+            dresidual = _live(dresidual, inputs.residual, inputs.mask).astype(wide)
+        return dk_dc, Inputs(dx, None, dresidual)
 
     return linear(tangent, transpose, (inputs, vectors), (of_channels, dinputs))
 

@@ -9,6 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxbn
+from jaxbn._xla import program
+from tests.forced_platform import forced
 
 EPSILON = 1e-5
 
@@ -142,6 +144,41 @@ def test_activations_and_residuals_have_the_derivatives_of_their_formula():
             (of(ours, given), of(obvious, function))
             for given, function in [*by_name.items(), (jnp.sin, jnp.sin), (None, None)]
         ]
+
+    for got, want in gradients(params, x, residual):
+        close(got, want)
+
+
+def test_a_complex_activation_that_is_not_holomorphic_has_the_derivatives_of_its_formula():
+    params, x, dy = batch(np.complex128)
+
+    @jax.jit
+    def gradients(params, x):
+        def of(layer, residual):
+            loss = functools.partial(scalar, layer, dy)
+            return jax.grad(loss, (0, 1))(params, x, WEIGHTS, lambda z: z / (1 + jnp.abs(z)).astype(z.dtype), residual)
+
+        return [of(layer, residual) for residual in (None, 2 * dy) for layer in (ours, obvious)]
+
+    for got, want in zip(*[iter(gradients(params, x))] * 2, strict=True):
+        close(got, want)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_slopes_are_those_of_the_formula_on_other_platforms(platform, monkeypatch):
+    """Where a slope is read off the output, or a sum is taken beside it. What runs is on this CPU."""
+    monkeypatch.setattr(program, "program_of", forced(program.program_of, platform))
+    params, x, residual = batch()
+
+    @jax.jit
+    def gradients(params, x, residual):
+        def of(layer, activation):
+            def loss(params, x, residual):
+                return scalar(layer, x, params, 3 * x, WEIGHTS, activation, residual)
+
+            return jax.grad(loss, (0, 1, 2))(params, x, residual)
+
+        return [[of(layer, activation) for layer in (ours, obvious)] for activation in (jax.nn.relu, jax.nn.silu)]
 
     for got, want in gradients(params, x, residual):
         close(got, want)

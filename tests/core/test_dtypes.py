@@ -94,6 +94,32 @@ def test_complex_inputs_need_no_parameters(keys, options):
     assert error(evaluated, reference.normalize(params, x, stats["mean"] + 1j, stats["var"]), 1.0) < 1e-5
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+def test_a_result_may_be_wider_than_the_input(dtype, training):
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(size=(2, 9, 3)) * 3 + 20).astype(np.float32)
+    params = {name: rng.normal(size=3).astype(np.float32) for name in ("scale", "bias")}
+    stats = {"mean": np.float32([19, 20, 21]), "var": np.float32([9, 4, 1])}
+
+    def layer(params, x):
+        return jaxbn.batch_norm(params, stats, x, use_running_average=not training, dtype=jnp.dtype(dtype))[0]
+
+    with jax.enable_x64(True):
+        y, vjp = jax.vjp(layer, params, x)
+        dparams, dx = jax.jit(vjp)(dy.astype(dtype))
+    assert y.dtype == dtype
+    if training:
+        want, gradients = reference.train(params, stats, x), reference.gradients(params, stats, x, dy)
+    else:
+        want = reference.normalize(params, x, **stats)
+        slope = params["scale"] / np.sqrt(np.float64(stats["var"]) + 1e-5)
+        normal = reference.normalize({}, x, **stats)
+        gradients = {"x": dy * slope, "scale": (dy * normal).sum(0), "bias": np.float64(dy).sum(0)}
+    for got, right in ((y, want), (dx, gradients["x"]), *((dparams[k], gradients[k]) for k in params)):
+        np.testing.assert_allclose(got, right, rtol=0, atol=1e-5 * np.abs(dy).sum(0).max())
+
+
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("which", ["mean", "var", "both"])
 def test_statistics_in_half_precision_are_told(dtype, which):

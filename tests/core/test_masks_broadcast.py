@@ -125,6 +125,66 @@ def test_in_evaluation_nothing_under_a_mask_reaches_the_output_or_a_gradient(lon
         np.testing.assert_allclose(v, clean[1][name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_not_finite_under_a_mask_is_a_constant_in_a_residual_too(training, bad):
+    """Of x in one row that the mask leaves out, of the residual in another; forward and backward."""
+    mask = (np.arange(6) > 1).reshape(6, 1, 1, 1)
+    params, stats = stats_and_params()
+    rng = np.random.default_rng(4)
+    dy, tx, tr, residual = rng.normal(size=(4, *SHAPE)).astype(np.float32)
+    of_x, of_residual = (np.broadcast_to((np.arange(6) == row).reshape(6, 1, 1, 1), SHAPE) for row in (0, 1))
+
+    @jax.jit
+    def run(x, residual, tx, tr):
+        def layer(params, x, residual):
+            return jaxbn.batch_norm(
+                params, stats, x, use_running_average=not training, mask=mask, residual=residual, activation="silu"
+            )[0]
+
+        y, vjp = jax.vjp(layer, params, x, residual)
+        dparams, dx, dresidual = vjp(dy)
+        forward = jax.jvp(lambda x, r: layer(params, x, r), (x, residual), (tx, tr))[1]
+        return {"y": y, "forward": forward, **dparams, "dx": dx, "dresidual": dresidual}
+
+    def given(value, tangent):
+        return (
+            np.where(of_x, value, batch()), np.where(of_residual, value, residual),
+            np.where(of_x, tangent, tx), np.where(of_residual, tangent, tr),
+        )  # fmt: skip
+
+    found = run(*given(np.float32(bad), np.float32(3)))
+    want = run(*given(np.float32(0), np.float32(0)))
+    want |= {"dx": np.where(of_x, 0, want["dx"]), "dresidual": np.where(of_residual, 0, want["dresidual"])}
+    for name, value in want.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("empty", ["all channels", "one channel", "frozen"])
+def test_an_output_of_running_statistics_has_their_gradients(empty):
+    """As in evaluation; and the batch, where it counts, hides them."""
+    params, stats = stats_and_params()
+    x, dy = batch(), np.random.default_rng(4).normal(size=SHAPE).astype(np.float32)
+    mask = {"all channels": np.zeros((6, 1, 1, 1), bool), "one channel": np.arange(2) > 0, "frozen": None}[empty]
+
+    def loss(stats, running):
+        y, new = jaxbn.batch_norm(params, stats, x, use_running_average=running, mask=mask)
+        return (jnp.sin(y) * dy).sum() + new["mean"][0] ** 2 + new["var"][0] ** 3
+
+    @jax.jit
+    def derivatives(stats, frozen):
+        running = frozen if empty == "frozen" else False
+        training = jax.grad(loss)(stats, running), jax.jvp(lambda s: loss(s, running), (stats,), (stats,))[1]
+        return training, jax.grad(loss)(stats, True)
+
+    (gradient, forward), want = derivatives(jax.tree.map(jnp.asarray, stats), True)
+    if empty == "one channel":
+        want = {name: jnp.array([v[0], 0]) for name, v in want.items()}
+    for name, value in want.items():
+        np.testing.assert_allclose(gradient[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(forward, sum((v * stats[name]).sum() for name, v in want.items()), rtol=1e-5)
+
+
 @pytest.mark.parametrize("layer", ["linen", "nnx"])
 def test_so_it_is_in_the_layers(layer):
     mask = a_mask((True, False, False, False))

@@ -75,3 +75,25 @@ def test_moments_of_a_batch_are_those_of_the_reference(axis, fast):
 def test_a_batch_without_an_example_has_zero_moments():
     got = jaxbn.batch_moments(np.full((4, 2), np.nan, np.float32), mask=np.zeros((4, 1), bool))
     jax.tree.map(np.testing.assert_array_equal, got, EMPTY)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_fast_variance": False}, {"mask": np.ones((9, 1), bool)}], ids=str)
+@pytest.mark.parametrize("row", [0, 4, 8])
+def test_an_infinite_value_makes_the_mean_infinite_and_no_other_channel(row, options):
+    x = np.random.default_rng(0).normal(5, 2, size=(9, 3)).astype(np.float32)
+    x[row] = [1, np.inf, -np.inf]
+    got = jax.jit(lambda x: jaxbn.batch_moments(x, **options))(x)
+    _, mean, var = reference.moments(x[:, :1])
+    np.testing.assert_allclose([got.mean[0], got.var[0]], [mean[0], var[0]], rtol=1e-5)
+    np.testing.assert_array_equal(got.mean[1:], [np.inf, -np.inf])
+    assert not np.isfinite(got.var[1:]).any()
+
+
+def test_a_mask_of_more_than_2_to_the_24_examples_counts_each():
+    rows = 2**24 + 1000
+
+    @jax.jit
+    def count(mask):
+        return jaxbn.batch_moments(jnp.zeros((rows, 1)), mask=mask).count
+
+    assert count(jnp.ones((rows, 1), bool)) == rows

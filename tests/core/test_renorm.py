@@ -173,6 +173,36 @@ def test_an_empty_channel_and_evaluation_are_not_corrected():
         close(y, expected)
 
 
+@pytest.mark.parametrize("d_max", [5.0, 0.5])
+def test_complex_values_are_moved_by_at_most_d_max_along_their_direction(d_max):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 3)) + 1j * rng.normal(size=(12, 3)) + np.array([3 - 2j, 0.1j, -8])
+    mean, var, epsilon = np.array([1 + 1j, 0, 0]), np.array([2.0, 1.0, 30.0]), 0.5
+    sigma_b, sigma = (np.sqrt(v + epsilon) for v in ((np.abs(x - x.mean(0)) ** 2).mean(0), var))
+    r, d = np.clip(sigma_b / sigma, 1 / 1.2, 1.2), (x.mean(0) - mean) / sigma
+    d = d * np.minimum(1, d_max / np.abs(d))
+    found, _ = jaxbn.batch_norm(
+        {}, {"mean": mean.astype(np.complex64), "var": np.float32(var)}, x.astype(np.complex64),
+        use_running_average=False, renorm=jaxbn.Renorm(1.2, d_max), epsilon=epsilon,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, (x - x.mean(0)) / sigma_b * r + d, atol=1e-5)
+
+
+def falling(count):
+    """At counts of 0 and 1 a limit is looked at, and later not."""
+    return jnp.where(count < 2, 1.0, -3.0)
+
+
+@pytest.mark.parametrize("limits", [(falling, 0.0), (1.0, falling)], ids=["r_max", "d_max"])
+def test_a_schedule_of_one_limit_that_goes_below_its_least_stays_there(limits):
+    *_, mean, var, x, _ = data()
+    m, v, inputs = f32(mean, var, x)
+    stats = {"mean": m, "var": v, "count": jnp.full(5, 7, jnp.int32)}
+    found, _ = jaxbn.batch_norm({}, stats, inputs, use_running_average=False, renorm=jaxbn.Renorm(*limits))
+    plain, _ = jaxbn.batch_norm({}, stats, inputs, use_running_average=False)
+    np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+
+
 def test_second_derivatives_take_the_correction_as_a_constant():
     *_, mean, var, x, dy = data()
     params, _ = jaxbn.init(5)

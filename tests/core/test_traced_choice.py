@@ -80,6 +80,29 @@ def test_the_modules_take_one_too():
         close(found.mean[...], expected.mean[...])
 
 
+def test_a_microbatch_that_only_evaluates_joins_no_moments():
+    x = jax.random.normal(jax.random.key(0), (8, 3)) + 2
+    module, layer = jaxbn.linen.BatchNorm(), jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    variables = module.init(jax.random.key(0), x, use_running_average=True)
+    moments = jaxbn.zero_moments(variables["batch_stats"])
+    jaxbn.nnx.zero_moments(layer)
+    want = jaxbn.batch_moments(x)
+
+    @nnx.jit
+    def call(layer, moments, flag):
+        given = {**variables, "batch_moments": moments}
+        return module.apply(given, x, flag, mutable=["batch_moments"])[1]["batch_moments"], layer(x, flag)
+
+    for flag in (True, False, True):
+        moments, _ = call(layer, moments, jnp.asarray(flag))
+        if flag and not moments["count"].any():
+            continue
+        for found in (moments, {name: v[...] for name, v in layer.batch_moments.items()}):
+            np.testing.assert_array_equal(found["count"], [8, 8, 8])
+            close([found["mean"], found["var"]], [want.mean, want.var])
+    np.testing.assert_array_equal(layer.mean[...], [0, 0, 0])
+
+
 @pytest.mark.parametrize("flag", [True, False])
 def test_a_model_whose_layers_take_one_can_be_recalibrated(flag):
     x = jax.random.normal(jax.random.key(0), (8, 3)) + 5

@@ -45,6 +45,36 @@ def test_the_variance_is_exact_where_the_axis_is_named(split):
         assert error_of_variance(run(x)[1], x) < bound
 
 
+def test_a_running_mean_that_is_near_keeps_the_variance_exact_at_1e5_deviations():
+    name, apply = SPLITS["vmap"]
+    x = batch(1e5, 1)
+    warm = COLD | {"mean": np.full(8, 1e5, np.float32)}
+    new = jax.jit(lambda x: apply(lambda *args: layer(*args, axis_name=name), {}, warm, x, None))(x)[1]
+    assert error_of_variance(new, x) < 1e-5
+
+
+def test_float64_keeps_its_digits_where_the_axis_is_named():
+    name, apply = SPLITS["vmap"]
+    with jax.enable_x64(True):
+        x, cold = np.float64(batch(1e3, 1)), jax.tree.map(np.float64, COLD)
+        new = jax.jit(lambda x: apply(lambda *args: layer(*args, axis_name=name), {}, cold, x, None))(x)[1]
+        assert error_of_variance(new, x) < 1e-10
+
+
+@pytest.mark.parametrize("split", ["vmap, two names", "shard_map, checked"])
+def test_an_exact_mean_first_is_that_of_the_whole_batch_though_its_members_differ(split):
+    name, apply = SPLITS[split]
+    options = {"axis_name": name, "use_fast_variance": False}
+    run = jax.jit(lambda x: apply(lambda *args: layer(*args, **options), {}, COLD, x, None))
+    for offset in (0, 1e3):
+        x = np.sort(batch(offset, 3), 0)
+        y, new = run(x)
+        assert error_of_variance(new, x) < 1e-6
+        wide = np.float64(x)
+        exact = (wide - wide.mean((0, 1))) / np.sqrt(wide.var((0, 1)) + 1e-5)
+        np.testing.assert_allclose(y, exact, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("sharding", ["batch", "batch and features", "explicit", "explicit, batch and features"])
 def test_plain_jit_over_sharded_arrays_is_exact_from_a_cold_start(sharding):
     sharding = SHARDINGS[sharding]

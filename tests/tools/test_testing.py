@@ -76,8 +76,9 @@ def test_a_statistic_that_differs_is_named():
             self.variable("state", "largest", lambda: jnp.zeros(())).value = jnp.max(x)
             return jaxbn.linen.BatchNorm(False, axis_name="batch")(x)
 
-    with pytest.raises(AssertionError, match=r"the state largest \(state\) is the first"):
-        assert_split_invariant(Counts(), X)
+    for x in (X, X[::-1]):  # the largest value in the second part, and in the first
+        with pytest.raises(AssertionError, match=r"the state largest \(state\) is the first"):
+            assert_split_invariant(Counts(), x)
 
 
 def test_a_gradient_that_differs_is_named():
@@ -91,6 +92,19 @@ def test_a_gradient_that_differs_is_named():
             return x + (mean - jax.lax.stop_gradient(mean))[None, None] * x
 
     with pytest.raises(AssertionError, match="the gradient of Dense_0/kernel is the first"):
+        assert_split_invariant(Hidden(), X)
+
+
+def test_a_gradient_of_an_input_that_differs_is_named():
+    class Hidden(linen.Module):
+        """The identity, with a gradient through the mean of the examples that it sees, and no parameter before it."""
+
+        @linen.compact
+        def __call__(self, x):
+            mean = x.mean((0, 1))
+            return x + (mean - jax.lax.stop_gradient(mean))[None, None] * x
+
+    with pytest.raises(AssertionError, match="the gradient of input 0 is the first"):
         assert_split_invariant(Hidden(), X)
 
 
