@@ -19,16 +19,20 @@ SHOWN = 20
 
 
 class Dataset(NamedTuple):
-    """Images and labels, split into training and test; the training images have mean 0 and variance 1."""
+    """Images and labels in three parts; the training images have mean 0 and variance 1."""
 
     train_x: np.ndarray
     """[n, height, width, channels] float32."""
     train_y: np.ndarray
     """[n] int32, in [0, len(classes))."""
-    test_x: np.ndarray
+    validation_x: np.ndarray
     """[m, height, width, channels] float32, scaled with the mean and deviation of the training images."""
-    test_y: np.ndarray
+    validation_y: np.ndarray
     """[m] int32."""
+    test_x: np.ndarray
+    """[k, height, width, channels] float32, scaled likewise."""
+    test_y: np.ndarray
+    """[k] int32."""
     classes: tuple[str, ...]
     """Their names, in the order of the labels."""
 
@@ -92,7 +96,7 @@ def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> 
       grayscale: one channel instead of three (red, green, blue).
 
     Raises:
-      ValueError: the folder is missing or has fewer than two classes, a class has fewer than two images, or images
+      ValueError: the folder is missing or has fewer than two classes, a class has fewer than three images, or images
         cannot be read: all of them are named at once. One of more than `MAX_PIXELS` is not unpacked.
     """
     root = Path(folder)
@@ -103,8 +107,10 @@ def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> 
         raise ValueError(f"{root} must have at least two subfolders, one per class, got {[c.name for c in classes]}")
     files = [list(_image_files(path)) for path in classes]
     for path, found in zip(classes, files, strict=True):
-        if len(found) < 2:
-            raise ValueError(f"{path} must have at least two images, one to train and one to test, got {len(found)}")
+        if len(found) < 3:
+            raise ValueError(
+                f"{path} must have at least three images, to train, to validate and to test, got {len(found)}"
+            )
     images, labels, bad = [], [], []
     for label, found in enumerate(files):
         for file in found:
@@ -149,46 +155,58 @@ def split_rows(y: np.ndarray, seed: int, validation_fraction: float = 0.2, test_
     return Parts(*(rng.permutation(np.concatenate(rows)).astype(np.int32) for rows in parts))
 
 
-def load_digits(seed: int = 0, test_fraction: float = 0.2) -> Dataset:
+def load_digits(seed: int = 0, validation_fraction: float = 0.0) -> Dataset:
     """1797 handwritten digits of 8x8 pixels and one channel, which ship inside scikit-learn.
 
     Args:
       seed: of the split.
-      test_fraction: share of each class that is kept for the test, in (0, 1).
+      validation_fraction: as of `split`.
     """
     x, y = map(np.asarray, datasets.load_digits(return_X_y=True))
-    return split(x.reshape(-1, 8, 8, 1), y, tuple("0123456789"), seed, test_fraction)
+    return split(x.reshape(-1, 8, 8, 1), y, tuple("0123456789"), seed, validation_fraction)
 
 
 def load_folder(
-    folder: str | Path, size: int = 32, grayscale: bool = False, seed: int = 0, test_fraction: float = 0.2
+    folder: str | Path, size: int = 32, grayscale: bool = False, seed: int = 0, validation_fraction: float = 0.0
 ) -> Dataset:
-    """`read_folder`, split into training and test.
+    """`read_folder`, split.
 
     Args:
       folder, size, grayscale: as of `read_folder`.
       seed: of the split.
-      test_fraction: share of each class that is kept for the test, in (0, 1).
+      validation_fraction: as of `split`.
 
     Raises:
       ValueError: as of `read_folder`.
     """
     x, y, classes = read_folder(folder, size, grayscale)
     mixed = np.random.default_rng(seed).permutation(len(y))  # sorted by class, the first images are no sample
-    return split(x[mixed], y[mixed], classes, seed, test_fraction)
+    return split(x[mixed], y[mixed], classes, seed, validation_fraction)
 
 
-def split(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], seed: int, test_fraction: float) -> Dataset:
-    """Each class split at random by the same fraction, at least one image on each side, and the images scaled."""
+def split(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], seed: int, validation_fraction: float) -> Dataset:
+    """Each class split at random by the same fractions, a fifth for the test, and the images scaled.
+
+    Args:
+      x: [n, height, width, channels].
+      y: [n] labels.
+      classes: their names.
+      seed: of the split.
+      validation_fraction: share of each class, in [0, 0.5]; with 0 there is no validation part. The test part is the
+        same with any.
+    """
     rng = np.random.default_rng(seed)
-    is_test = np.zeros(len(y), bool)
+    part = np.zeros(len(y), np.int8)  # 0 to train, 1 to validate, 2 to test
     for label in range(len(classes)):
         members = rng.permutation(np.flatnonzero(y == label))
-        is_test[members[: int(np.clip(round(test_fraction * len(members)), 1, len(members) - 1))]] = True
-    train = x[~is_test]
+        test = max(1, round(0.2 * len(members)))
+        validation = max(1, round(validation_fraction * len(members))) if validation_fraction else 0
+        part[members[:test]] = 2
+        part[members[test : test + validation]] = 1
+    train = x[part == 0]
     mean, deviation = train.mean(), max(train.std(), 1e-6)
     x, y = ((x - mean) / deviation).astype(np.float32), y.astype(np.int32)
-    return Dataset(x[~is_test], y[~is_test], x[is_test], y[is_test], classes)
+    return Dataset(x[part == 0], y[part == 0], x[part == 1], y[part == 1], x[part == 2], y[part == 2], classes)
 
 
 def _image_files(folder: Path) -> Iterator[Path]:

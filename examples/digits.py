@@ -4,8 +4,9 @@
     python examples/digits.py --norm group                  # the same network with another norm
     python examples/digits.py --data my_images              # my_images/cat/*.jpg, my_images/dog/*.jpg, ...
 
-Prints the accuracy on the test images, which the training never saw (batch norm evaluates with its running statistics),
-and saves one figure: the training curves, and test images with what the network says they are.
+Watches the accuracy on validation images while it trains: choose the norm, the learning rate or the number of epochs
+by it. At the end it prints the accuracy on the test images, which are looked at once (batch norm evaluates with its
+running statistics), and saves one figure: the curves, and test images with what the network says they are.
 
 The batch is split over the devices. Nothing in the network knows: under `jit` the statistics are those of the whole
 batch, so batch norm is synchronized by itself.
@@ -36,6 +37,8 @@ CREATE = {"linen": resnet_linen.create, "nnx": resnet_nnx.create, "functional": 
 NORMS = ("batch", "layer", "group", "instance", "none")
 ENOUGH = 200
 """steps, for running statistics and weights to settle"""
+VALIDATION = 0.1
+"""share of the images of each class"""
 
 
 class State(NamedTuple):
@@ -83,7 +86,7 @@ def shifted(rng: np.random.Generator, x: np.ndarray, by: int) -> np.ndarray:
 
 
 def train(data: Dataset, args: argparse.Namespace):
-    """Trains for `args.epochs`; returns the probabilities of the test images and the curves."""
+    """Trains for `args.epochs`; returns the probabilities of the test images at the end, and the curves."""
     per_epoch = len(data.train_x) // args.batch_size
     params, batch_stats, apply = CREATE[args.api](args.seed, data.train_x.shape[-1], len(data.classes), args.norm)
     schedule = optax.warmup_cosine_decay_schedule(
@@ -96,8 +99,7 @@ def train(data: Dataset, args: argparse.Namespace):
     state = jax.device_put(State(params, batch_stats, optimizer.init(params)), everywhere)
 
     rng = np.random.default_rng(args.seed)
-    curves = {"training loss": [], "training accuracy": [], "test accuracy": []}
-    probabilities = np.zeros(0)
+    curves = {"training loss": [], "training accuracy": [], "validation accuracy": []}
     with tqdm(total=args.epochs * per_epoch, unit="step") as bar:
         for epoch in range(args.epochs):
             order = rng.permutation(len(data.train_x))[: per_epoch * args.batch_size]
@@ -111,12 +113,12 @@ def train(data: Dataset, args: argparse.Namespace):
             loss = float(np.mean(losses))
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}: try a lower --learning-rate")
-            probabilities = predict(apply, state, data.test_x, args.batch_size, split)
+            predicted = predict(apply, state, data.validation_x, args.batch_size, split).argmax(-1)
             curves["training loss"].append(loss)
             curves["training accuracy"].append(float(np.mean(hits)))
-            curves["test accuracy"].append(float((probabilities.argmax(-1) == data.test_y).mean()))
-            bar.set_postfix(loss=f"{loss:.3f}", test=f"{curves['test accuracy'][-1]:.2%}")
-    return probabilities, curves
+            curves["validation accuracy"].append(float((predicted == data.validation_y).mean()))
+            bar.set_postfix(loss=f"{loss:.3f}", validation=f"{curves['validation accuracy'][-1]:.2%}")
+    return predict(apply, state, data.test_x, args.batch_size, split), curves
 
 
 def at_least(low: int, kind: type):
@@ -152,12 +154,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--shift", type=at_least(0, int), default=1, metavar="N",
         help="training images are moved at random by up to N pixels (default %(default)s)")
     add("--seed", type=at_least(0, int), default=0, metavar="N",
-        help="of weights, order and shifts; the test images are always the same (default %(default)s)")
+        help="of weights, order and shifts; the split is always the same (default %(default)s)")
     add = parser.add_argument_group("files").add_argument
     add("--output", type=Path, default=Path("runs/digits"), metavar="FOLDER",
         help="where the figure goes (default %(default)s)")
     add("--data", type=Path, metavar="FOLDER",
-        help="your own images, one subfolder per class; a fifth of each is kept for the test")
+        help="your own images, one subfolder per class; of each, a tenth validates and a fifth is for the test")
     add("--image-size", type=at_least(1, int), default=32, metavar="N",
         help="with --data: height and width that images are resized to (default %(default)s)")
     add("--grayscale", action="store_true", help="with --data: one channel instead of three")
@@ -167,7 +169,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> Dataset:
     """The images; ValueError where they, or the batches that are asked for, cannot be made."""
-    data = load_folder(args.data, args.image_size, args.grayscale) if args.data else load_digits()
+    if args.data:
+        data = load_folder(args.data, args.image_size, args.grayscale, validation_fraction=VALIDATION)
+    else:
+        data = load_digits(validation_fraction=VALIDATION)
     devices = jax.device_count()
     if args.batch_size is None:
         args.batch_size = max(1, min(64, len(data.train_x)) // devices) * devices
@@ -189,7 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     images = "x".join(map(str, data.train_x.shape[1:]))
     print(
-        f"{len(data.train_x)} training and {len(data.test_x)} test images, {images}, {len(data.classes)} classes; "
+        f"{len(data.train_x)} training, {len(data.validation_x)} validation and {len(data.test_x)} test images, "
+        f"{images}, {len(data.classes)} classes; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}; norm: {args.norm}, api: {args.api}"
     )
     steps = args.epochs * (len(data.train_x) // args.batch_size)
@@ -203,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         probabilities, curves = train(data, args)
     except FloatingPointError as error:
         sys.exit(f"error: {error}")
-    title = f"test accuracy {curves['test accuracy'][-1]:.2%}"
+    title = f"test accuracy {(probabilities.argmax(-1) == data.test_y).mean():.2%}"
     how = " with the running statistics" if args.norm == "batch" else ""
     print(f"{title}{how}, after {time.perf_counter() - start:.0f} s")
     figure = training_figure(data, probabilities, curves, f"norm: {args.norm}, api: {args.api}: {title}", args.norm)

@@ -4,9 +4,9 @@
     python examples/exercises.py mean_only            # subtract the mean, and do not divide
     python examples/exercises.py variance_only        # divide by the deviation, and subtract nothing
     python examples/exercises.py no_scale_and_bias    # scale 1 and bias 0 for ever
-    python examples/exercises.py batch_of_two         # batches of 2
+    python examples/exercises.py batch_of_two         # batches of 2, four times the steps
 
-A dense network of six layers, trained on scikit-learn's digits, five splits and seeds at each of four learning rates.
+A dense network of six layers, trained on scikit-learn's digits, five splits and seeds at each of five learning rates.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from claims.training import Plan, Runs, train
 from data import Images, read_digits
 from study_page.guide import AFTERWARDS
 
-RATES = (0.01, 0.03, 0.1, 0.3)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 SEEDS = range(5)
 BATCH_NORM = Network()
 EXERCISES: dict[str, dict[str, tuple[Network, int]]] = {
@@ -57,6 +57,14 @@ def measure(network: Network, size: int, images: Images, steps: int) -> tuple[np
     return accuracy.reshape(len(SEEDS), len(RATES)), float(max(biases, default=np.nan))
 
 
+def cell(accuracy: np.ndarray) -> str:
+    """The accuracy [seeds] at one rate, and how many runs diverged, which are NaN."""
+    diverged = int(np.isnan(accuracy).sum())
+    if diverged > len(accuracy) - 2:  # too few for an interval
+        return f"{diverged} of {len(accuracy)} diverged"
+    return interval(100 * accuracy).number(1) + (f", {diverged} diverged" if diverged else "")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exercise", choices=list(EXERCISES))
@@ -65,9 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.steps < 1:
         parser.error(f"--steps must be at least 1, got {args.steps}")
     images = read_digits()
-    table = Table(
-        title=f"{args.exercise}: test accuracy [%], mean ± 95 % interval, by learning rate", title_justify="left"
-    )
+    table = Table(title="test accuracy [%] by learning rate, ± 95 % interval", title_justify="left")
     table.add_column("network")
     for rate in RATES:
         table.add_column(f"{rate:g}", justify="right")
@@ -76,8 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, (network, size) in EXERCISES[args.exercise].items():
             print(f"{name}: compiles and trains {len(SEEDS) * len(RATES)} networks", file=sys.stderr)
             accuracy, bias = measure(network, size, images, args.steps * (4 if size < 64 else 1))
-            cells = [interval(100 * v) for v in accuracy.T]
-            table.add_row(name, *(v.number(1) if np.isfinite(v.half) else "diverged" for v in cells))
+            table.add_row(name, *map(cell, accuracy.T))
             if np.isfinite(bias):
                 notes.append(f"The largest bias before a norm, which began at 0, ended at {bias:.1e}.")
     except KeyboardInterrupt:

@@ -47,7 +47,7 @@ def training_figure(
     Args:
       data: the images.
       probabilities: [m, classes] of the test images.
-      curves: 'training loss', 'training accuracy' and 'test accuracy', one value an epoch.
+      curves: 'training loss', 'training accuracy' and 'validation accuracy', one value an epoch.
       title: of the figure.
       norm: of the network; only batch norm evaluates with running statistics.
     """
@@ -58,7 +58,7 @@ def training_figure(
         figure = plt.figure(figsize=(9, 7.5), layout="constrained")
         figure.suptitle(title)
         above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(2, 3)))
-        _draw_curves(above, curves, "test, with the running statistics" if norm == "batch" else "test")
+        _draw_curves(above, curves, "validation, with the running statistics" if norm == "batch" else "validation")
         below.suptitle(
             f"{wrong.sum()} of {len(wrong)} test images are wrong (framed); the others: those it was least sure of",
             fontsize="medium",
@@ -78,13 +78,13 @@ def fitting(name: str, length: int = 14) -> str:
     return short.replace("$", r"\$")
 
 
-def _draw_curves(figure, curves: dict[str, list[float]], test: str) -> None:
+def _draw_curves(figure, curves: dict[str, list[float]], validation: str) -> None:
     left, right = figure.subplots(1, 2)
     epochs = np.arange(1, len(curves["training loss"]) + 1)
     left.semilogy(epochs, curves["training loss"])
     left.set(xlabel="epoch", ylabel="training loss")
     right.plot(epochs, 100 * np.array(curves["training accuracy"]), label="training, batch by batch")
-    right.plot(epochs, 100 * np.array(curves["test accuracy"]), label=test)
+    right.plot(epochs, 100 * np.array(curves["validation accuracy"]), label=validation)
     right.set(xlabel="epoch", ylabel="accuracy [%]")
     right.legend()
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+import jaxbn
 import pendulum
 from jaxbn.linen import BatchNorm
 
@@ -19,13 +20,18 @@ RANDOM_STEPS = 500
 FOLLOW = 0.01
 """the fraction of the way to the critic that a target network moves in each step"""
 ADAM = optax.scale_by_adam(b1=0.5)
+RENORM = jaxbn.Renorm(
+    r_max=optax.linear_schedule(1.0, 3.0, 1000, transition_begin=500),
+    d_max=optax.linear_schedule(0.0, 5.0, 1000, transition_begin=500),
+)
+"""batch norm for 500 updates of the critic, until the running statistics are of enough batches; then wider limits"""
 
 
 class Arm(NamedTuple):
     """One way to train the critic."""
 
     norm: str
-    """'batch' or 'none'"""
+    """'batch', 'renorm' or 'none'"""
     target_network: bool
 
 
@@ -44,7 +50,10 @@ class Critic(nn.Module):
 
     @nn.nowrap
     def _norm(self, x, train):
-        return x if self.norm == "none" else BatchNorm(use_running_average=not train, momentum=0.99)(x)
+        if self.norm == "none":
+            return x
+        renorm = RENORM if self.norm == "renorm" else None
+        return BatchNorm(use_running_average=not train, momentum=0.99, renorm=renorm)(x)
 
 
 class Actor(nn.Module):

@@ -20,12 +20,12 @@ DEPTH = 10
 STEPS = 400
 RATES = (0.03, 0.1, 0.3, 1.0)
 SUPPORT = "sigmoid networks train with it and not without, and fewer ReLU units are zero on every training image"
-AGAINST = "no gain for sigmoid or tanh, or as many dead units; a run that diverged has none that count"
+AGAINST = "neither sigmoid nor tanh gains by it, or as many units are dead, in the runs that did not diverge"
 LIMITS = (
     "One depth. A unit is dead where it is zero on all training images; rates are the same for both, because it is the "
     "rate that kills units, and runs that diverged are told apart, not counted as dead."
 )
-LOOK = "Left: the gap between the two bars. Right: dead units among the runs that did not diverge, at each rate."
+LOOK = "First: the gap between the two bars. Second: dead units among the runs that did not diverge, at each rate."
 NORMS = ("batch", "none")
 
 
@@ -138,12 +138,12 @@ def seen(results: Results) -> str:
 
 
 def draw(results: Results):
-    first, axes = panel("test accuracy", "", "%", ylim=(0, 102))
+    first, axes = panel("test accuracy", "", "%", ylim=(0, 125), yticks=range(0, 101, 20))
     tops: dict[str, Sequence[Interval]] = {
         n: [interval(results[f"{a}, {n}"]["test"]) for a in ACTIVATIONS] for n in NORMS
     }
     bars(axes, [a.replace("_", "\n") for a in ACTIVATIONS], tops)
-    axes.legend(loc="lower right", frameon=True, framealpha=0.7)
+    axes.legend(loc="upper center", ncols=2)
     second, axes = panel("dead ReLU units", "learning rate", "% of the units", xscale="log")
     for norm in NORMS:
         r = results[f"dead, {norm}"]
@@ -154,5 +154,5 @@ def draw(results: Results):
                     f"{lost} diverged", (rate, 0), (0, -4 if norm == "batch" else 4),
                     textcoords="offset points", ha="right", fontsize=8,
                 )  # fmt: skip
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper right")
     return [first, second]

@@ -27,8 +27,8 @@ SCALES = {"He's": 1.0, "half of He's": 0.5, "twice He's": 2.0}
 WIDTH = 32
 STEPS = 800
 SUPPORT = (
-    "the scale of the initial weights does not compound in its gradients, and it trains at depths at which He's "
-    "weights alone do not"
+    "the scale of the initial weights does not compound in the gradients with it, and it trains at depths at which "
+    "He's weights alone do not"
 )
 AGAINST = "He's weights alone, or residual branches that start at 0, train as deep or deeper without it"
 LIMITS = (
@@ -180,7 +180,7 @@ def draw(results: Results):
     figures = []
     for name, title in (("batch", "gradients at the start, with"), ("none", "gradients at the start, without")):
         norms = np.asarray(results[f"gradients, {name}"]["norms"], float)
-        figure, axes = panel(title, "layer", "gradient / weights", yscale="log", ylim=(1e-20, 1e16))
+        figure, axes = panel(title, "layer", "gradient / weights", yscale="log", ylim=(1e-26, 1e12))
         for i, (scale, dash) in enumerate(zip(SCALES, ("-", "--", ":"), strict=True)):
             logs = np.log(norms[:, i]).mean(0)
             axes.plot(np.arange(1, len(logs) + 1), np.exp(logs), dash, color=COLOURS[name], label=scale)

@@ -36,6 +36,7 @@ LABELS = {
 INK = "#1b1b1f"
 STYLE: Any = {
     "axes.edgecolor": INK,
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.spines.right": False,

@@ -15,14 +15,16 @@ from claims.training import Plan, Runs, evaluate, inputs, part_of, train
 
 TITLE = "Moving averages at inference"
 SENTENCE = "At inference it uses the moving averages of mean and variance, for stable predictions."
-SUPPORT = "in evaluation mode an image's prediction is the same alone and in any company; in training mode it is not"
+SUPPORT = (
+    "in evaluation mode an image's prediction is the same alone and in any company, and in training mode it is not"
+)
 AGAINST = "it changes in evaluation mode too, or in neither"
 LIMITS = (
     "Batches drawn from the same images: on images of another kind the averages are those of the wrong data, which "
     "this does not measure."
 )
 LOOK = (
-    "Left: how far a box reaches is what the company does to one image. Right: where the dark line is above the blue "
+    "First: how far a box reaches is what the company does to one image. Then: where the dotted line is above the blue "
     "one, the moving averages are behind."
 )
 NETWORK = Network()

@@ -24,8 +24,9 @@ LIMITS = (
     "how large a step is for weights of a given size."
 )
 LOOK = (
-    "How far does the bright region reach up and down (initial weights), and to the right (rates)? Is its left edge a "
-    "diagonal with batch norm? Weights twice as large would need a rate four times as high with SGD, twice with Adam."
+    f"Inside the white line accuracy is above {100 * ENOUGH:g} %. How far does it reach up and down (initial weights), "
+    "and to the right (rates)? Is its left edge a diagonal with batch norm? Weights twice as large would need a rate "
+    "four times as high with SGD, twice with Adam."
 )
 NORMS = ("batch", "none")
 OPTIMIZERS = ("sgd", "adam")

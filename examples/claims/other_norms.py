@@ -38,6 +38,11 @@ def _norms(kind: str, size: int = 64) -> list[str]:
     return [norm for norm in NORMS if norm not in left_out]
 
 
+def _called(norm: str) -> str:
+    """In the middle of a sentence."""
+    return "no norm" if norm == "none" else LABELS[norm].removeprefix("with ")
+
+
 def parts(setting: Setting):
     def plan(kind, size):
         return Plan(setting.steps(IMAGES[size][kind] // size), size)
@@ -93,9 +98,14 @@ def finding(results: Results) -> Finding:
         for norm in _norms(kind, size)[1:]
     }
     large = [word for (_, size, _), word in words.items() if size == 64]
-    better = sorted(
-        {f"{LABELS[norm]} ({kind}, batches of {size})" for (kind, size, norm), w in words.items() if w == "higher"}
-    )
+    better = [
+        " and ".join(_called(norm) for norm in ahead)
+        + f" {'do' if len(ahead) > 1 else 'does'} better in the {kind} at "
+        f"batches of {size}"
+        for kind in NETWORKS
+        for size in SIZES
+        if (ahead := [norm for norm in _norms(kind, size)[1:] if words[kind, size, norm] == "higher"])
+    ]
     faster = {
         kind: {norm: ratio(_steps(results, kind, norm), _steps(results, kind, "batch")) for norm in _norms(kind)[1:]}
         for kind in NETWORKS
@@ -105,7 +115,7 @@ def finding(results: Results) -> Finding:
     if fastest and all(word == "lower" for word in large) and not better:
         verdict, because = SUPPORTED, "it is the fastest and the best at each batch size"
     elif better and (ahead_of_none or any(r["none"].low > 1 for r in faster.values())):
-        verdict, because = PARTLY, "faster than without a norm; but better than it: " + ", ".join(better)
+        verdict, because = PARTLY, "faster than without a norm; but " + ", and ".join(better)
     elif any(r["none"].low > 1 for r in faster.values()):
         verdict, because = PARTLY, "faster than without a norm; at batches of 64 others are as good"
     else:
@@ -114,14 +124,15 @@ def finding(results: Results) -> Finding:
     for kind in NETWORKS:
         for size in SIZES:
             of = ", ".join(
-                f"{interval(np.nan_to_num(np.asarray(results[f'{kind} {n}, {size}']['test'], float))).percent()} {n}"
+                f"{interval(np.nan_to_num(np.asarray(results[f'{kind} {n}, {size}']['test'], float))).percent()} "
+                + _called(n)
                 for n in _norms(kind, size)
             )
             texts.append(f"{kind}, batches of {size}: {of}")
     milliseconds = results["seconds"]["milliseconds"]
     steps = {kind: {n: float(np.median(_steps(results, kind, n))) for n in _norms(kind)} for kind in NETWORKS}
     speed = ", ".join(
-        f"{steps['CNN'][n]:.0f} steps or {steps['CNN'][n] * milliseconds[n] / 1000:.1f} s {n}" for n in NORMS
+        f"{steps['CNN'][n]:.0f} steps or {steps['CNN'][n] * milliseconds[n] / 1000:.1f} s {_called(n)}" for n in NORMS
     )
     numbers = {f"{kind}, {size}, {n}": _ahead(results, kind, n, size).points() for (kind, size, n) in words}
     numbers |= {f"times the steps, {kind}, {n}": str(r) for kind, of in faster.items() for n, r in of.items()}
@@ -131,7 +142,7 @@ def finding(results: Results) -> Finding:
         f"test accuracy by norm and batch size, rates chosen for each (CNN, 64: "
         f"{chosen({n: results[f'CNN {n}, 64'] for n in NORMS}, NORMS)}); steps and processor seconds of ten CNNs side "
         f"by side until {100 * TARGET:g} % of the validation images",
-        f"{'; '.join(texts)}. Until {100 * TARGET:g} %: {speed}",
+        f"{'; '.join(texts)}; until {100 * TARGET:g} %: {speed}",
         verdict,
         because,
         numbers,

@@ -90,12 +90,14 @@ def draw(results: Results):
     tops = {place: [interval(_test(results, kind, place)) for kind in KINDS] for place in PLACES}
     bars(axes, list(KINDS), {"batch": tops["before"], "none": tops["none"]})
     lowest = min(v.mean - v.half for values in tops.values() for v in values)
-    axes.set_ylim(max(0, 100 * lowest - 3), 100)
+    low = max(0, 100 * lowest - 3)
+    axes.set_ylim(low, 100 + 0.3 * (100 - low))  # with room for the legend
+    axes.set_yticks([v for v in axes.get_yticks() if low <= v <= 100])
     axes.errorbar(
         np.arange(len(KINDS)), [100 * v.mean for v in tops["after"]], [100 * v.half for v in tops["after"]],
         fmt="D", color="#1b1b1f", label="after the activation",
     )  # fmt: skip
-    axes.legend(loc="lower left", framealpha=0.7, frameon=True)
+    axes.legend(loc="upper center", ncols=2)
     between, axes = panel("before less after", "points of test accuracy", "")
     differences(axes, list(KINDS), [_ahead(results, kind, "before", "after") for kind in KINDS], MARGIN)
     return [accuracy, between]

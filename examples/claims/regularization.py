@@ -1,7 +1,5 @@
 """Claim 8: a regularizing effect, and whether the noise of the batch's statistics is what has it."""
 
-import numpy as np
-
 from claims.claim import MARGIN, NOT_SHOWN, PARTLY, SUPPORTED, Finding, Results, Setting, difference, interval
 from claims.drawing import COLOURS, differences, panel
 from claims.network import Network
@@ -27,9 +25,7 @@ LIMITS = (
     f"A dense network, {IMAGES} training images and their gradient all at once, so that nothing but the statistics is "
     "noisy. With small batches the gradient is noisy too, and with many images there is less to regularize."
 )
-LOOK = (
-    "Is 'chunks of 8' right of the grey band, and 'no norm' in it? Then the noise helps, and the norm alone does not."
-)
+LOOK = "Is 'chunks of 8' right of the grey band? Then the noise helps. Is 'no norm' left of it? Then the norm does too."
 
 
 def parts(setting: Setting):
@@ -97,7 +93,7 @@ def draw(results: Results):
     colours = [COLOURS["none"] if name == "none" else COLOURS["batch"] for name in names]
     labels = [name.replace("none", "no norm") for name in names]
     differences(axes, labels, [_over_whole(results, name) for name in names], MARGIN, colours)
-    second, axes = panel("test loss less training loss", "", "", yscale="log")
+    second, axes = panel("test loss less training loss", "", "")
     gaps = [interval(r["gap"]) for r in results.values()]
     axes.bar(
         range(len(results)), [v.mean for v in gaps], yerr=[v.half for v in gaps],
@@ -105,6 +101,4 @@ def draw(results: Results):
         error_kw={"linewidth": 1, "ecolor": "#1b1b1f"},
     )  # fmt: skip
     axes.set_xticks(range(len(results)), [n.replace("none", "no\nnorm").replace(" of ", "\nof ") for n in results])
-    if not all(np.isfinite(v.mean) and v.mean > 0 for v in gaps):
-        axes.set_yscale("linear")
     return [first, second]

@@ -29,7 +29,7 @@ SENTENCE = "It is a standard component of modern convolutional networks."
 NETWORKS = {"batch": Network("residual", 6, 8), "none": Network("residual", 6, 8, norm="none")}
 STEPS = 200
 SUPPORT = f"a residual network ends higher with it by more than {100 * MARGIN:g} point, and it folds away exactly"
-AGAINST = f"the same without it, to {100 * MARGIN:g} point"
+AGAINST = f"it ends as high without it, to {100 * MARGIN:g} point"
 LIMITS = (
     "That it is standard is a fact about papers, not about this network of six convolutions. Without a norm, He's "
     "weights let the signal grow with every block: initializations made for residual networks, such as branches that "

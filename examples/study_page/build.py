@@ -12,7 +12,7 @@ from claims.claim import SKETCH
 from claims.tuning import RATES, TUNING_SEEDS
 from study_page import by_hand, figures, movie
 from study_page.fill import fill, read, unbroken
-from study_page.guide import EXERCISES, PARTS, Line
+from study_page.guide import AFTERWARDS, EXERCISES, PARTS, Line
 
 KINDS = {"supported": "supported", "partly": "partly", SKETCH: "partly"}
 """of verdicts, for the style sheet"""
@@ -114,7 +114,8 @@ def _guide(study: dict[str, Any]) -> str:
 
 def _exercises() -> str:
     items = [
-        f"<li>{text(words)}<pre><code>python examples/exercises.py {name}</code></pre></li>"
+        f"<li>{text(words)}<pre><code>python examples/exercises.py {name}</code></pre>"
+        f"<details><summary>What you should see</summary><p>{text(AFTERWARDS[name])}</p></details></li>"
         for name, words in EXERCISES.items()
     ]
     return f"<ol>{''.join(items)}</ol>"

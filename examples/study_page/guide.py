@@ -22,4 +22,4 @@ PARTS: dict[str, list[Line]] = {
 }
 EXERCISES: dict[str, str] = _read["exercises"]
 AFTERWARDS = {name: " ".join(text.split()) for name, text in _read["afterwards"].items()}
-"""what to think about once it has run"""
+"""what each should show, and why"""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from sklearn import datasets
 
 import data
 import digits
@@ -38,8 +39,9 @@ def set_widths(monkeypatch, *widths: int) -> None:
 @pytest.fixture
 def images() -> data.Dataset:
     """The first digits, enough for two batches of 32."""
-    x, y, test_x, test_y, classes = data.load_digits()
-    return data.Dataset(x[:64], y[:64], test_x[:20], test_y[:20], classes)
+    parts = data.load_digits(validation_fraction=0.1)
+    few = (64, 64, 12, 12, 20, 20)
+    return data.Dataset(*(part[:n] for part, n in zip(parts[:6], few, strict=True)), parts.classes)
 
 
 def write_images(folder: Path, count: int = 4, size: tuple[int, int] = (12, 10)) -> Path:
@@ -71,6 +73,7 @@ def test_each_front_end_and_norm_trains(api, norm, images, monkeypatch):
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
     assert probabilities.shape == (20, 10)
     assert curves["training loss"][-1] < curves["training loss"][0]
+    assert len(curves["validation accuracy"]) == 2
 
 
 @pytest.mark.parametrize("api", digits.CREATE)
@@ -114,7 +117,7 @@ def test_the_script_trains_on_a_folder_of_images(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     runpy.run_path(digits.__file__, run_name="__main__")
     printed = capsys.readouterr().out
-    assert "6 training and 2 test images, 8x8x3, 2 classes" in printed
+    assert "4 training, 2 validation and 2 test images, 8x8x3, 2 classes" in printed
     assert "warning: only 1 training steps, fewer than 200" in printed
     assert "with the running statistics" in printed
     assert "test accuracy" in printed
@@ -155,15 +158,39 @@ def test_a_network_without_batch_norm_is_not_said_to_have_running_statistics(tmp
 def test_names_of_classes_are_drawn_as_they_are_and_fit():
     assert figures.fitting("$5") == r"\$5"
     assert figures.fitting("a name that is long") == "a name that i…"
-    named = data.Dataset(*data.load_digits()[:4], tuple("$a$ $b" for _ in range(10)))
-    curves = {name: [0.5] for name in ("training loss", "training accuracy", "test accuracy")}
+    named = data.load_digits()._replace(classes=tuple("$a$ $b" for _ in range(10)))
+    curves = {name: [0.5] for name in ("training loss", "training accuracy", "validation accuracy")}
     figure = figures.training_figure(named, np.eye(10)[named.test_y], curves, "a title", "none")
     figure.canvas.draw()
 
 
 def test_a_folder_is_mixed_so_that_its_first_images_are_of_all_classes(tmp_path):
-    images = data.load_folder(write_images(tmp_path, count=20), size=4)
-    assert set(images.train_y[:8]) == set(images.test_y) == {0, 1}
+    images = data.load_folder(write_images(tmp_path, count=20), size=4, validation_fraction=0.1)
+    assert set(images.train_y[:8]) == set(images.validation_y) == set(images.test_y) == {0, 1}
+    assert [len(y) for y in (images.train_y, images.validation_y, images.test_y)] == [28, 4, 8]
+
+
+def test_a_validation_part_is_taken_from_the_training_images_and_the_test_part_stays():
+    two, three = data.load_digits(), data.load_digits(validation_fraction=0.1)
+    assert len(two.validation_y) == 0
+    np.testing.assert_array_equal(two.test_y, three.test_y)
+    assert len(three.train_y) + len(three.validation_y) == len(two.train_y)
+    every = np.concatenate([three.train_x, three.validation_x, three.test_x])
+    assert len(np.unique(every, axis=0)) == len(np.unique(datasets.load_digits().data, axis=0))
+    np.testing.assert_allclose(np.bincount(three.validation_y) / np.bincount(two.train_y), 0.125, atol=0.01)
+
+
+def test_the_test_images_are_looked_at_once_at_the_end(images, monkeypatch):
+    set_widths(monkeypatch, 8)
+    predict, seen = digits.predict, []
+
+    def watched(apply, state, x, *rest):
+        seen.append(len(x))
+        return predict(apply, state, x, *rest)
+
+    monkeypatch.setattr(digits, "predict", watched)
+    digits.train(images, arguments(epochs=3))
+    assert seen == [12, 12, 12, 20]
 
 
 def test_bad_input_is_one_line_that_says_what_to_change(tmp_path, capsys):
@@ -179,14 +206,14 @@ def test_bad_input_is_one_line_that_says_what_to_change(tmp_path, capsys):
     (tmp_path / "one" / "class").mkdir(parents=True)
     assert "nowhere is no folder" in error_of("--data", str(tmp_path / "nowhere"))
     assert "at least two subfolders" in error_of("--data", str(tmp_path / "one"))
-    assert "--batch-size must be at most 1438" in error_of("--batch-size", "1440")
+    assert "--batch-size must be at most 1259" in error_of("--batch-size", "1440")
     assert "--batch-size must be a multiple of 8" in error_of("--batch-size", "12")
     assert "must be at least 1 and finite, got 0" in error_of("--epochs", "0")
     assert "must be at least 0 and finite, got nan" in error_of("--learning-rate", "nan")
     (folder / "red" / "0.png").write_bytes(b"no image")
     assert "0.png cannot be read as an image" in error_of("--data", str(folder))
     (folder / "empty").mkdir()
-    assert "empty must have at least two images" in error_of("--data", str(folder))
+    assert "empty must have at least three images" in error_of("--data", str(folder))
 
 
 def test_a_diverging_loss_stops_with_advice(tmp_path, images, monkeypatch):

@@ -89,7 +89,7 @@ def test_what_is_no_image_is_passed_over_with_a_word(folder, capsys):
     told = capsys.readouterr().err
     assert "a: passed over 5 that are no images: gone.png, loop.png, notes.txt, ..." in told
     (folder / "c").symlink_to(folder)  # a class that holds its own folder
-    with pytest.raises(ValueError, match="c must have at least two images"):
+    with pytest.raises(ValueError, match="c must have at least three images"):
         data.read_folder(folder, 8)
 
 
