@@ -78,7 +78,6 @@ class Group:
         if not own:
             return jax.jit(lambda tree: tree, out_shardings=self._replicated)(total)
         everyone = _gather(np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays]))
-        everyone = _gather(np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays]))
         return functools.reduce(merge, [jax.tree.unflatten(structure, _unpacked(row, arrays)) for row in everyone])
 
     def _headers(self, *, failed: bool, number: int, size: int) -> np.ndarray:
