@@ -78,14 +78,14 @@ def tabulate(measured: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
     tables = {}
     if rows := measured.get("layers"):
-        tables["one layer, memory traffic, forward + backward, bytes an element"] = by_peer(
+        tables["one layer, memory traffic, forward + backward, bytes per element"] = by_peer(
             rows, lambda r: f"{r['forward [B/element]']:.3g} + {r['backward [B/element]']:.3g}", "limit"
         )
-        tables["one layer, kernels; bytes an element kept for the backward pass beside x and the parameters"] = by_peer(
+        tables["one layer, kernels; bytes per element kept for the backward pass, x and parameters aside"] = by_peer(
             rows, lambda r: f"{r['kernels']}; {r['kept [B/element]']:.3g}"
         )
     if rows := measured.get("steps"):
-        tables["whole training step, memory traffic outside the matrix products, bytes an element and layer"] = by_peer(
+        tables["whole training step, memory traffic outside matrix products, bytes per element and layer"] = by_peer(
             rows, lambda r: f"{r['outside products [B/element]']:.3g}"
         )
         tables["the same, matrix products included"] = by_peer(rows, lambda r: f"{r['all [B/element]']:.3g}")
