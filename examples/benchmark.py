@@ -1,11 +1,11 @@
-"""Measures jaxbn against the batch norms of Flax, Haiku, Equinox, Keras and PyTorch, on this device or from afar.
+"""Measures jaxbn against the batch norms of Flax, Haiku, Equinox, Keras and PyTorch, on this device or for another.
 
     python examples/benchmark.py                        # times, memory traffic and accuracy on the device that is here
     python examples/benchmark.py --compile-for h100     # memory traffic on an H100 that is not here; no times
     python examples/benchmark.py --only layers --shapes dense-tall --repeats 50
 
-Batch norm does almost no arithmetic: its time is that of reading and writing the activation. So beside the time, which
-is noisy, stands the traffic that the compiled program asks for, in bytes an element of the activation, which is exact.
+Batch norm does almost no arithmetic: its time goes into reading and writing the activation. So beside the time, which
+is noisy, there is the traffic of the compiled program, in bytes per element of the activation, which is exact.
 """
 
 import argparse
@@ -73,19 +73,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def tabulate(measured: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """The tables that a person reads, by their titles."""
+    """The tables that are printed, by title."""
     from bench.report import by_peer, geometric_means
 
     tables = {}
     if rows := measured.get("layers"):
-        tables["one layer, memory traffic, forward + backward, bytes an element"] = by_peer(
+        tables["one layer, memory traffic, forward + backward, bytes per element"] = by_peer(
             rows, lambda r: f"{r['forward [B/element]']:.3g} + {r['backward [B/element]']:.3g}", "limit"
         )
-        tables["one layer, kernels; bytes an element kept for the backward pass beside x and the parameters"] = by_peer(
+        tables["one layer, kernels; bytes per element kept for the backward pass, x and parameters aside"] = by_peer(
             rows, lambda r: f"{r['kernels']}; {r['kept [B/element]']:.3g}"
         )
     if rows := measured.get("steps"):
-        tables["whole training step, memory traffic outside the matrix products, bytes an element and layer"] = by_peer(
+        tables["whole training step, memory traffic outside matrix products, bytes per element and layer"] = by_peer(
             rows, lambda r: f"{r['outside products [B/element]']:.3g}"
         )
         tables["the same, matrix products included"] = by_peer(rows, lambda r: f"{r['all [B/element]']:.3g}")
@@ -110,7 +110,7 @@ def tabulate(measured: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 
 def measure_all(args: argparse.Namespace) -> tuple[Row, dict[str, list[Row]]]:
-    """On what it was measured, and the rows of numbers of each part."""
+    """What it was measured on, and the rows of numbers of each part."""
     import jax
     from tqdm import tqdm
 

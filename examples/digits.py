@@ -8,8 +8,8 @@ Watches the accuracy on validation images while it trains: choose the norm, the 
 by it. At the end it prints the accuracy on the test images, which are looked at once (batch norm evaluates with its
 running statistics), and saves one figure: the curves, and test images with what the network says they are.
 
-The batch is split over the devices. Nothing in the network knows: under `jit` the statistics are those of the whole
-batch, so batch norm is synchronized by itself.
+The batch is split over the devices. The network does not need to know: under `jit` the statistics are those of the
+whole batch, so batch norm is synchronized without further ado.
 """
 
 import argparse
@@ -42,7 +42,7 @@ VALIDATION = 0.1
 
 
 class State(NamedTuple):
-    """All that training changes."""
+    """Everything that training changes."""
 
     params: Any
     batch_stats: Any
@@ -70,7 +70,7 @@ def evaluate(apply, params, batch_stats, x):
 
 
 def predict(apply, state: State, x: np.ndarray, batch_size: int, sharding) -> np.ndarray:
-    """Probabilities [n, classes] of images [n, height, width, channels], in batches of one size."""
+    """Probabilities [n, classes] of images [n, height, width, channels], in batches of equal size."""
     padded = np.pad(x, ((0, -len(x) % batch_size), (0, 0), (0, 0), (0, 0)))
     batches = [jax.device_put(batch, sharding) for batch in padded.reshape(-1, batch_size, *x.shape[1:])]
     logits = [evaluate(apply, state.params, state.batch_stats, batch) for batch in batches]
@@ -78,7 +78,7 @@ def predict(apply, state: State, x: np.ndarray, batch_size: int, sharding) -> np
 
 
 def shifted(rng: np.random.Generator, x: np.ndarray, by: int) -> np.ndarray:
-    """Each image moved at random by up to `by` pixels in each direction, its border repeated."""
+    """Each image shifted at random by up to `by` pixels in each direction, with its border repeated."""
     padded = np.pad(x, ((0, 0), (by, by), (by, by), (0, 0)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, x.shape[1:3], axis=(1, 2))
     row, column = rng.integers(0, 2 * by + 1, (2, len(x)))
@@ -122,7 +122,7 @@ def train(data: Dataset, args: argparse.Namespace):
 
 
 def at_least(low: int, kind: type):
-    """For argparse: a number of that kind that is finite and not below `low`."""
+    """For argparse: a finite number of that kind that is at least `low`."""
 
     def convert(text: str):
         if not low <= (value := kind(text)) < float("inf"):
@@ -168,7 +168,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> Dataset:
-    """The images; ValueError where they, or the batches that are asked for, cannot be made."""
+    """The images; ValueError if they, or batches of the given size, are not available."""
     if args.data:
         data = load_folder(args.data, args.image_size, args.grayscale, validation_fraction=VALIDATION)
     else:

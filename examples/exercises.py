@@ -1,9 +1,9 @@
-"""Exercises with batch norm: each changes one thing, trains for a minute, and prints what came of it.
+"""Exercises with batch norm: each changes one thing, trains for a minute, and prints the result.
 
     python examples/exercises.py bias                 # a bias before batch norm: what becomes of it?
     python examples/exercises.py mean_only            # subtract the mean, and do not divide
-    python examples/exercises.py variance_only        # divide by the deviation, and subtract nothing
-    python examples/exercises.py no_scale_and_bias    # scale 1 and bias 0 for ever
+    python examples/exercises.py variance_only        # divide by the standard deviation, and subtract nothing
+    python examples/exercises.py no_scale_and_bias    # scale 1 and bias 0 throughout
     python examples/exercises.py batch_of_two         # batches of 2, four times the steps
 
 A dense network of six layers, trained on scikit-learn's digits, five splits and seeds at each of five learning rates.

@@ -32,7 +32,7 @@ STYLE: Any = {
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes the figure to a file, makes its folder where there is none, and says where it is."""
+    """Writes the figure to a file, in a new folder if need be, and says where it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
@@ -42,14 +42,14 @@ def save(figure: Figure, path: Path) -> None:
 def training_figure(
     data: Dataset, probabilities: np.ndarray, curves: dict[str, list[float]], title: str, norm: str
 ) -> Figure:
-    """Curves above, test images below: those that the network got wrong first, framed and named.
+    """Curves above, test images below: first those that the network got wrong, framed and labeled.
 
     Args:
       data: the images.
-      probabilities: [m, classes] of the test images.
-      curves: 'training loss', 'training accuracy' and 'validation accuracy', one value an epoch.
-      title: of the figure.
-      norm: of the network; only batch norm evaluates with running statistics.
+      probabilities: [m, classes], those of the test images.
+      curves: 'training loss', 'training accuracy' and 'validation accuracy', one value per epoch.
+      title: that of the figure.
+      norm: that of the network; only batch norm evaluates with running statistics.
     """
     predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
     wrong = predicted != data.test_y
@@ -73,7 +73,7 @@ def training_figure(
 
 
 def fitting(name: str, length: int = 14) -> str:
-    """The name of a class as Matplotlib can draw it: cut where it is long, and a dollar sign is no formula."""
+    """The name of a class as Matplotlib can draw it: shortened if it is long, and with dollar signs escaped."""
     short = name if len(name) <= length else name[: length - 1] + "…"
     return short.replace("$", r"\$")
 

@@ -2,11 +2,11 @@
 
     python examples/fine_tune.py                  # reads the network from digits_torch.safetensors, beside it
     python examples/fine_tune.py --train-torch    # trains it first, in PyTorch
-    python examples/fine_tune.py --angle 90       # digits that are turned further
+    python examples/fine_tune.py --angle 90       # digits that are rotated further
 
 1. Imports a network that PyTorch trained on handwritten digits, and compares its logits with those of PyTorch.
-2. Meets it with digits that are rotated, of which only a few have labels, in three ways:
-   frozen   batch norms evaluate as they did, with scale, bias and statistics as imported; the other weights are trained
+2. Adapts it to rotated digits, of which only a few have labels, in three ways:
+   frozen   batch norms stay as imported (scale, bias, statistics) and evaluate; the other weights are trained
    adapted  nothing is trained: the running statistics are recalibrated on images without labels (AdaBN)
    trained  everything is trained, with the statistics of the batch; the running ones follow as PyTorch's would
 3. Compares them in a figure.
@@ -63,15 +63,15 @@ def evaluate(variables, x):
 
 
 def accuracy(variables, x: np.ndarray, y: np.ndarray) -> float:
-    """Share of images [n, 8, 8, 1] whose label [n] has the largest logit."""
+    """Fraction of images [n, 8, 8, 1] whose label [n] has the largest logit."""
     return float((evaluate(variables, x).argmax(-1) == y).mean())
 
 
 def import_network(path: Path, data: Dataset):
-    """The variables of a PyTorch network, which gives the logits that PyTorch gave.
+    """The variables of a PyTorch network, checked to give the same logits as in PyTorch.
 
     Raises:
-      ValueError: the file is of another network, or its logits are others.
+      ValueError: the file is that of a different network, or its logits differ.
     """
     arrays = interop.load(path)
     expected = arrays.pop("test_logits", None)
@@ -92,7 +92,7 @@ def import_network(path: Path, data: Dataset):
 
 
 def rotated(data: Dataset, angle: float) -> Dataset:
-    """The images turned counter-clockwise by `angle` degrees."""
+    """The images rotated counter-clockwise by `angle` degrees."""
 
     def turn(x):
         return ndimage.rotate(x, angle, axes=(2, 1), reshape=False, order=1, mode="nearest")
@@ -101,7 +101,7 @@ def rotated(data: Dataset, angle: float) -> Dataset:
 
 
 def adapt(variables, x: np.ndarray):
-    """Running statistics of the new images, without their labels; nothing else changes."""
+    """The variables with running statistics of the new images, which need no labels; nothing else changes."""
 
     def forward(variables, batch):
         return MODEL.apply(variables, batch, train=True, mutable=["batch_moments"])
@@ -187,7 +187,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """The whole life."""
+    """The whole life, from import to export."""
     upright = load_digits()
     data = rotated(upright, args.angle)
     if args.predict:

@@ -14,10 +14,10 @@ def comparison(curves: dict[str, list[float]], data: Dataset, seen: dict[str, np
     """Curves of the test accuracy above; below, the first images that the first network gets wrong.
 
     Args:
-      curves: test accuracy of each network, in [0, 1], before and after each epoch; one value where none was trained.
+      curves: test accuracy of each network, in [0, 1], before and after each epoch; one value if it was not trained.
       data: the new images.
       seen: what each network sees in each test image, [m] int.
-      title: of the figure.
+      title: that of the figure.
     """
     wrong = np.flatnonzero(next(iter(seen.values())) != data.test_y)[:SHOWN]
     with mpl.rc_context(figures.STYLE):

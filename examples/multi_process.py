@@ -5,10 +5,10 @@
 
 starts real processes that find each other over the loopback interface with `jax.distributed`, trains a small network on
 scikit-learn's digits, and then trains it once more in one process with as many devices: the weights agree to rounding.
-The state is saved as it goes (orbax), and a run goes on from the last checkpoint, to the same numbers as one that was
-not disturbed. Try it: with `--fail-at 15` the last process dies at that step, and the others stop with an error instead
-of waiting for ever; then run it again without. If the newest checkpoint was damaged since, by so
-much as a bit, this is told, and the run goes on from the one before.
+The state is saved along the way (orbax), and a run continues from the last checkpoint, with the same numbers as one
+that was never interrupted. Try it: with `--fail-at 15` the last process dies at that step, and the others stop with an
+error instead of waiting forever; then run it again without. If the newest checkpoint has been damaged since, even by a
+single bit, the run says so and continues from the one before.
 
 On a SLURM cluster, one process per node (or per GPU), JAX reads the rest from SLURM's variables:
 
@@ -25,7 +25,7 @@ Elsewhere, on the machine number I of N, with the address of number 0:
 
 All of them must see the folder `--output`.
 
-Only the mesh knows how many processes there are: the network names the axis, `batch`, and nothing else.
+Only the mesh knows how many processes there are: all that the network knows is the name of the axis, `batch`.
 """
 
 import argparse
@@ -105,10 +105,10 @@ def train(folder: epath.Path, *, steps: int, batch_size: int, seed: int, save_ev
     """Trains on all devices of all processes, from the last checkpoint in `folder` or from the start.
 
     Args:
-      folder: of the checkpoints, one that all processes see.
+      folder: where the checkpoints are, a folder that all processes see.
       steps: number of steps in all.
-      batch_size: of all devices together.
-      seed: of the weights and of the order of the examples.
+      batch_size: that of all devices together.
+      seed: that of the weights and of the order of the examples.
       save_every: steps between checkpoints.
       fail_at: the step at which this process dies, to try what happens then.
 
@@ -132,7 +132,7 @@ def train(folder: epath.Path, *, steps: int, batch_size: int, seed: int, save_ev
         for step in tqdm(range(start, steps), desc="training", disable=jax.process_index() != 0):
             if step == fail_at:
                 os._exit(1)
-            # Every process draws the same batch of all devices, and hands over the rows of its own.
+            # Every process draws the same batch for all devices, and passes on the rows of its own.
             rows = np.random.default_rng((seed, step)).permutation(len(images))[:batch_size]
             batch = [jax.make_array_from_callback(v.shape, split, v.__getitem__) for v in (images[rows], labels[rows])]
             state, loss = step_of(state, *batch)
@@ -149,7 +149,7 @@ def _description(x):
 
 
 def work(args) -> None:
-    """One of several processes; the first one writes the weights."""
+    """Runs one of several processes; the first one writes the weights."""
     jax.distributed.initialize(
         args.coordinator,
         None if args.cluster else args.processes,
@@ -186,7 +186,7 @@ def launch(args, output: str, processes: int, devices: int) -> None:
     """Starts the processes on this machine and waits for them.
 
     Raises:
-      SystemExit: one of them failed; the others stop by themselves, and after a while by force.
+      SystemExit: one of them failed; the others stop by themselves, or are stopped after a while.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

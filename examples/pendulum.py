@@ -1,6 +1,6 @@
 """Pendulum swing-up, the environment of `rl_critic.py`: the equations of Gymnasium's Pendulum-v1 in JAX.
 
-A rod hangs from a motor that is too weak to lift it: it has to be swung back and forth. An episode lasts 200 steps.
+A rod hangs from a motor that is too weak to lift it, so it has to be swung back and forth. An episode lasts 200 steps.
 From a random start a good policy returns about -120 on average, and a pendulum that just hangs about -1200.
 """
 

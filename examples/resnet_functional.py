@@ -1,6 +1,6 @@
 """A small residual network with jaxbn and JAX alone: parameters and statistics are nested dicts.
 
-They have the names that those of the linen network have, so each network evaluates what the other trained.
+They have the same names as in the linen network, so each network can evaluate what the other has trained.
 """
 
 import functools
@@ -27,7 +27,7 @@ def init_conv_norm(key, channels: int, features: int, norm: str, kernel_size: in
 
 
 def conv_norm(params, batch_stats, x, *, norm, train, stride=1, activation="relu", residual=None):
-    """Convolution, norm, `residual` added where there is one, ReLU; and the new statistics."""
+    """Convolution, norm, `residual` added if there is one, ReLU; and the new statistics."""
     kernel = params["conv"]["kernel"]
     x = jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     if norm == "batch":
@@ -61,7 +61,7 @@ def init_block(key, channels: int, features: int, norm: str) -> tuple[dict, dict
 
 
 def block(params, batch_stats, x, *, stride, **options):
-    """Two convolutions around which the input goes unchanged, or through one of 1x1 where the shape changes."""
+    """Two convolutions with a shortcut around them: the identity, or a 1x1 convolution if the shape changes."""
 
     def layer(name, x, **more):
         y, new[name] = conv_norm(params[name], batch_stats[name], x, **options, **more)

@@ -11,7 +11,7 @@ HE = nn.initializers.he_normal()
 
 
 class ConvNorm(nn.Module):
-    """Convolution, norm, `residual` added where there is one, ReLU."""
+    """Convolution, norm, `residual` added if there is one, ReLU."""
 
     features: int
     norm: str
@@ -37,7 +37,7 @@ class ConvNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions around which the input goes unchanged, or through one of 1x1 where the shape changes."""
+    """Two convolutions with a shortcut around them: the identity, or a 1x1 convolution if the shape changes."""
 
     features: int
     norm: str

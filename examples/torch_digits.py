@@ -10,13 +10,13 @@ from jaxbn import interop
 
 
 def train(data: Dataset, path: Path, epochs: int, seed: int) -> None:
-    """Trains the network of `fine_tune.Net` in PyTorch and saves it, with its logits of the test images.
+    """Trains the network of `fine_tune.Net` in PyTorch and saves it, with its logits for the test images.
 
     Args:
       data: upright digits.
-      path: of the safetensors file.
-      epochs: passes over the training images.
-      seed: of the weights and of the order of the images.
+      path: that of the safetensors file.
+      epochs: number of passes over the training images.
+      seed: that of the weights and of the order of the images.
     """
     import torch
     from torch import nn

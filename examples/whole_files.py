@@ -1,4 +1,4 @@
-"""Files that a run can trust: whole or not there, checked before they are used, and written by one run at a time."""
+"""Files that a run can trust: complete or absent, checked before they are used, and written by one run at a time."""
 
 import fcntl
 import hashlib
@@ -12,7 +12,7 @@ from etils import epath
 
 
 def checksums(folder: epath.Path) -> dict[str, str]:
-    """The SHA-256 of every file of a checkpoint, by its path in it."""
+    """The SHA-256 of every file of a checkpoint, by its path inside the checkpoint."""
     found = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir():
@@ -27,14 +27,14 @@ def checksum_file(folder: epath.Path, step: int) -> epath.Path:
 
 
 def write_checksums(folder: epath.Path, step: int) -> None:
-    """Those of the checkpoint of that step, beside the folder of the checkpoints."""
+    """The file of the checksums of that step's checkpoint, beside the folder of the checkpoints."""
     write_whole(checksum_file(folder, step), json.dumps(checksums(folder / str(step))).encode())
 
 
 def set_damaged_aside(folder: epath.Path) -> None:
     """Moves the newest checkpoints away until one is as it was saved, and says which.
 
-    Of one that was saved, but not its checksums, nobody knows: it counts as damaged. The one before is still there.
+    A checkpoint without checksums counts as damaged, since there is no way to tell. The one before is still there.
     """
     steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
     for step in steps:
@@ -53,7 +53,7 @@ def set_damaged_aside(folder: epath.Path) -> None:
 
 
 def write_whole(path: epath.Path, content: bytes) -> None:
-    """Writes beside and renames: whatever fails, a full disk too, leaves an old file as it was."""
+    """Writes a temporary file and renames it: whatever fails, even a full disk, leaves an old file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.tmp"
     try:
@@ -65,10 +65,10 @@ def write_whole(path: epath.Path, content: bytes) -> None:
 
 
 def lock(output: str):
-    """A file that one run holds, and that is free again when its process ends, however that comes.
+    """Locks a file for one run; the lock is released when the process ends, for whatever reason.
 
     Raises:
-      SystemExit: another run holds it.
+      SystemExit: another run has locked it.
     """
     if "://" in output:  # a bucket has no locks
         return io.BytesIO()

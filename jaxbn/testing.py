@@ -23,7 +23,7 @@ DESCRIPTIONS = {
     "state": "the state {}",
     "gradients": "the gradient of {}",
 }
-"""What is compared, in this order, and how it is called."""
+"""What is compared, in this order, and what the message calls it."""
 
 
 def assert_split_invariant(
@@ -47,14 +47,14 @@ def assert_split_invariant(
         random numbers: each part would draw its own.
       *inputs: [N, ...] each, passed to the model; N is the size of the batch. Anything else (a flag, None, a
         number) is passed unchanged. Inputs that hold only 0 and 1 (masks, paddings) are not differentiated.
-      variables: of a linen model, as its `init` returns them; initialized with key 0 where None.
+      variables: of a linen model, as its `init` returns them; None initializes them with key 0.
       axis_name: that of the model's batch norm.
-      parts: into how many the batch is split, a divisor of N, at least 2.
-      loss: of `(output, *inputs)`, [] float, the mean over the examples it is given; a fixed random projection of the
-        output where None.
+      parts: number of parts into which the batch is split, a divisor of N, at least 2.
+      loss: a function of `(output, *inputs)` that returns [] float, the mean over the examples it is given. None is a
+        fixed random projection of the output.
       tolerance: largest difference allowed, as a fraction of the largest value of an array (or of a hundredth of
-        the largest of its kind, where that is more: a gradient that is zero but for rounding has no size).
-      **options: keyword arguments of the model's call, `train=True` say.
+        the largest of its kind, if that is more: a gradient that is zero except for rounding has no scale of its own).
+      **options: keyword arguments of the model's call, such as `train=True`.
 
     Raises:
       AssertionError: something differs; the message names the first layer in which it does, and by how much.
@@ -96,7 +96,7 @@ def assert_split_invariant(
     outputs: list[Output] = []
 
     def step(count):
-        """All that a step with the batch in `count` parts gives, with an axis of parts."""
+        """Everything that a step with the batch in `count` parts computes, with a leading axis for the parts."""
 
         def of_part(params, arrays):
             inputs = as_inputs(arrays)
@@ -144,18 +144,18 @@ def assert_split_invariant(
 
 
 def _projection(output) -> jax.Array:
-    """[] float, a mean over examples. Batch norm would cancel the gradient of a plain mean, and of one of squares."""
+    """[] float, a mean over examples. Batch norm would cancel the gradient of a plain mean, or of a mean of squares."""
     terms = [jnp.sin(2 * p.astype(jnp.float32) + 1) for v in jax.tree.leaves(output) for p in (v.real, v.imag)]
     return sum((t.mean() for t in terms), jnp.zeros(()))
 
 
 def _has_gradient(v: jax.Array) -> bool:
-    """Floats, but not masks and paddings: what holds nothing but 0 and 1 is no quantity that moves."""
+    """Whether it is a float array, but no mask or padding: one of zeros and ones is not a quantity that varies."""
     return jnp.issubdtype(v.dtype, jnp.inexact) and not np.isin(np.asarray(v), (0, 1)).all()
 
 
 def _names(outputs: list[Output]) -> list[str]:
-    """Which call of which layer it is: 'bn', 'bn, call 2', 'bn, step 3' of a scan."""
+    """The layer and the number of its call: 'bn', 'bn, call 2', or 'bn, step 3' of a scan."""
     names, times = [], Counter()
     for output in outputs:
         name = "/".join(filter(None, (output.layer, output.leaf))) + output.step
@@ -165,14 +165,14 @@ def _names(outputs: list[Output]) -> list[str]:
 
 
 def _first_difference(kind: str, whole, split, layers: list[str], tolerance: float):
-    """(name, error, size) of the first array that differs, in the order of the layers; None where none does."""
+    """(name, error, size) of the first array that differs, in the order of the layers; None if none does."""
     whole, split = _by_name(whole), _by_name(split)
     largest = max((np.abs(v).max(initial=0) for v in whole.values()), default=0)
 
     def position(name):
         return next((i for i, layer in enumerate(layers) if f"{name}/".startswith(f"{layer}/")), len(layers))
 
-    # Those of layers came in the order in which they ran.
+    # The outputs of layers are already in the order in which they ran.
     for name in whole if kind == "layers" else sorted(whole, key=position):
         a, b = whole[name], split[name]
         if kind in ("layers", "output"):
@@ -181,14 +181,14 @@ def _first_difference(kind: str, whole, split, layers: list[str], tolerance: flo
             continue
         size = max(np.abs(a).max(initial=0), largest / 100)
         error = np.abs(a - b).max(initial=0)
-        # `not <=`, because a NaN is a difference too; but not where both have it.
+        # `not <=`, because a NaN is a difference too, unless both have it.
         if not (error <= tolerance * size or np.array_equal(np.broadcast_to(a, b.shape), b, equal_nan=True)):
             return name, error, size
     return None
 
 
 def _joined(whole: np.ndarray, parts: np.ndarray) -> np.ndarray | None:
-    """The parts [parts, ...] as one array like `whole`; None for an inner result without the axis of the examples."""
+    """The parts [parts, ...] as one array like `whole`; None for an inner result without an axis of examples."""
     if whole.ndim == 0:
         return parts.mean(0)
     longer = [a for a, (m, n) in enumerate(zip(whole.shape, parts.shape[1:], strict=True)) if m != n]
@@ -199,7 +199,7 @@ def _joined(whole: np.ndarray, parts: np.ndarray) -> np.ndarray | None:
 
 
 def _unseen(before: list[str], seen) -> str:
-    """A remark on the layers right before, that ran inside a transformation which is not looked into."""
+    """A remark on the layers just before it that ran inside a transformation whose program is not read."""
     unseen = []
     while before and before[-1] not in seen:
         unseen.insert(0, before.pop())
@@ -209,5 +209,5 @@ def _unseen(before: list[str], seen) -> str:
 def _by_name(tree) -> dict[str, np.ndarray]:
     leaves = {leaf_name(path): np.asarray(v) for path, v in jax.tree.leaves_with_path(tree)}
     if isinstance(tree, dict) and set(leaves) <= set(tree):
-        leaves = {name: leaves[name] for name in tree if name in leaves}  # in its order, where JAX would sort it
+        leaves = {name: leaves[name] for name in tree if name in leaves}  # in the dict's own order; JAX sorts the keys
     return {k: v.astype(np.promote_types(v.dtype, np.float32)) for k, v in leaves.items()}

@@ -15,7 +15,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SLOW = {
     "core": {
         "against_flax", "arguments", "cold_start", "derivatives", "dtypes", "explicit_mesh", "masks_broadcast",
-        "memory", "program_traffic", "sizes", "switches", "values", "virtual_batch",
+        "memory", "program_traffic", "sizes", "switches", "values", "variants", "virtual_batch",
     },
     "examples": {
         "digits", "faults", "fine_tune", "hostile_images", "multi_process", "resume", "rl_critic",

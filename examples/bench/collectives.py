@@ -1,6 +1,6 @@
-"""How often devices talk in a layer of synchronized batch norm, counted in the compiled program, and what comes out.
+"""The collectives of a layer of synchronized batch norm, counted in the compiled program, and its results.
 
-Run as a program of its own (`python -m bench.collectives`, in examples/), because jax must be started with eight CPU
+Run it as a program of its own (`python -m bench.collectives`, in examples/), because JAX must be started with eight CPU
 devices; it prints one JSON list of rows.
 """
 
@@ -64,7 +64,7 @@ def _count() -> list[dict[str, Any]]:
         return len(re.findall(_COLLECTIVE, program.as_text())), error(y, groups or (range(8),), mask)
 
     def error(y, groups, mask):
-        """The largest of an output that counts, against the whole batch of each group in float64."""
+        """The largest error of an output that counts, compared with the whole batch of each group in float64."""
         counts = np.ones(64, bool) if mask is None else mask[:, 0]
         worst = 0.0
         for group in groups:

@@ -1,8 +1,8 @@
 """Compiles for the device that is here, or for an H100 or a TPU that is not.
 
-XLA compiles ahead of time from a description of the device. That needs, beside jax, its plugin without the libraries of
-the device: `pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt` (of the version of jax), or `pip install libtpu`;
-and JAX_PLATFORMS=cpu in the environment before jax is imported, so that it does not look for the device.
+XLA compiles ahead of time from a description of the device. Besides JAX, that needs its plugin without the libraries of
+the device: `pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt` (same version as JAX), or `pip install libtpu`;
+and JAX_PLATFORMS=cpu in the environment before JAX is imported, so that it does not look for the device.
 """
 
 import os
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 ABSENT = ("h100", "tpu")
-"""Devices that can be compiled for from afar."""
+"""Devices that can be compiled for in their absence."""
 
 
 def compile_for(device: str, f: Callable, *args: Any) -> Any:
@@ -61,7 +61,7 @@ def devices(device: str, number: int) -> list:
 
 
 class Rates(NamedTuple):
-    """Of the arithmetic units of a core: type of number in XLA's coding, units, operations a clock."""
+    """The arithmetic units of a core: type of number in XLA's encoding, number of units, operations per clock."""
 
     dtype: int
     units: int
@@ -104,7 +104,7 @@ def forward_and_backward(device: str, f: Callable, params: Any, x: Any):
     """Two programs of `f(params, x) -> y, more`: the forward pass with what it keeps, and the backward pass.
 
     Returns:
-      Both compiled, and the bytes that are kept for the backward pass beside `params` and `x` themselves.
+      Both compiled, and the bytes that are kept for the backward pass besides `params` and `x` themselves.
     """
 
     def forward(params, x):

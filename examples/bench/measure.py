@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def layer_traffic(device: str, peer: str, w: Workload) -> Row:
-    """Bytes an element and kernels of the forward and of the backward pass, and what is kept between them."""
+    """Bytes per element and kernels of the forward and of the backward pass, and what is kept between them."""
     layer = peers.layer(peer, w)
     x, _, residual = peers.arrays(layer, w)
 
@@ -40,7 +40,7 @@ def layer_traffic(device: str, peer: str, w: Workload) -> Row:
 
 
 def step_traffic(device: str, peer: str, network: str, dtype: str) -> Row:
-    """Of a whole training step: bytes an element of what is normalized, and the memory that it needs meanwhile."""
+    """Those of a whole training step: bytes per element that is normalized, and the memory that the step needs."""
     step = training_step(NETWORKS[network][device != "here"](), peer, dtype)
     shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype), step.args)
     program = compile_for(device, step.run, *shapes)
@@ -57,20 +57,20 @@ def step_traffic(device: str, peer: str, network: str, dtype: str) -> Row:
 
 
 def variance_error(peer: str, offset: float) -> float:
-    """Relative error of the batch variance where the mean is `offset` standard deviations, float32, from a cold start.
+    """Relative error of the batch variance if the mean is `offset` standard deviations, in float32, from a cold start.
 
-    Read off the output, whose variance is that of the batch over the one that the layer computed.
+    It is read off the output, whose variance is that of the batch divided by the one that the layer computed.
     """
     w = Workload("accuracy", "float32", "", (4096, 64))
     layer = peers.layer(peer, w)
-    # Times 100, so that no epsilon is seen.
+    # Times 100, so that epsilon does not show.
     x = (100 * (np.random.default_rng(0).normal(size=w.shape) + offset)).astype(np.float32)
     y, _ = jax.jit(functools.partial(layer.apply, layer.params, layer.state))(x, None)
     return float(np.abs(1 / np.asarray(y, np.float64).var(0) - 1).max())
 
 
 def timed_layer(peer: str, w: Workload):
-    """A function without arguments that does the work once, forward and backward in one program."""
+    """A function without arguments that runs the layer once, forward and backward in one program."""
     layer = peers.layer(peer, w)
     x, dy, residual = peers.arrays(layer, w)
     run = jax.jit(peers.step(layer))

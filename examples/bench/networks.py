@@ -11,12 +11,12 @@ Norm = Callable[[int, jax.Array, jax.Array | None], jax.Array]
 
 
 class Network(NamedTuple):
-    """Weights, and as many batch norms or fewer."""
+    """Weights, and at most as many batch norms."""
 
     input: tuple[int, ...]
     weights: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]]
-    """shape that each batch norm is given"""
+    """shape of the input of each batch norm"""
     fused: list[str]
     apply: Callable[[list[jax.Array], jax.Array, Norm], jax.Array]
 

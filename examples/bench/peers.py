@@ -1,4 +1,4 @@
-"""The batch norms of JAX, each as its own documentation says it is used, and at its fastest setting.
+"""The batch norms of JAX libraries, each used as its own documentation says, and at its fastest setting.
 
 A peer makes a `Layer` for a workload. Peers that are not installed are left out.
 """
@@ -23,9 +23,9 @@ class Layer(NamedTuple):
     params: Any
     state: Any
     apply: Callable
-    """(params, state, x, residual) -> (y, new state), y after what is fused"""
+    """(params, state, x, residual) -> (y, new state); y includes what is fused"""
     channels_first: bool = False
-    """whether it wants [batch, C, ...]"""
+    """whether it expects [batch, C, ...]"""
 
 
 def _after(y, fused: str, residual):
@@ -128,7 +128,7 @@ PEERS: dict[str, tuple[str, Callable[[Workload], Layer]]] = {
 
 
 def installed(names) -> dict[str, str]:
-    """The versions of those peers that are installed."""
+    """The versions of the peers that are installed."""
     found = {}
     for name in names:
         try:
@@ -143,7 +143,7 @@ def layer(name: str, w: Workload) -> Layer:
 
 
 def arrays(layer: Layer, w: Workload) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """x, dy and the residual of a workload, in the layout that the layer wants."""
+    """x, dy and the residual of a workload, in the layout that the layer expects."""
     keys = jax.random.split(jax.random.key(0), 3)
     shape = (w.shape[0], w.shape[-1], *w.shape[1:-1]) if layer.channels_first else w.shape
     x, dy, residual = (jax.random.normal(key, shape).astype(w.dtype) for key in keys)

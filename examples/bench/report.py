@@ -1,4 +1,4 @@
-"""What the benchmark found: as tables in the terminal, as JSON, as Markdown and as a figure."""
+"""The results of the benchmark: as tables in the terminal, as JSON, as Markdown and as a figure."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def by_peer(rows: list[Row], cell: Callable[[Row], str], extra: str | None = None) -> list[Row]:
-    """One row a workload and one column a peer, each cell filled from a row by `cell`.
+    """One row per workload and one column per peer, each cell filled from a row by `cell`.
 
     `extra`: a quantity that is the same for all peers, as a column of its own.
     """
@@ -28,13 +28,13 @@ def by_peer(rows: list[Row], cell: Callable[[Row], str], extra: str | None = Non
             line[extra] = row.get(extra, line.get(extra))
         try:
             line[row["peer"]] = cell(row)
-        except KeyError:  # a peer of which this was not measured
+        except KeyError:  # a peer for which this was not measured
             line[row["peer"]] = None
     return list(found.values())
 
 
 def geometric_means(rows: list[Row]) -> list[Row]:
-    """Of the ratios of times, over the shapes, for each dtype and what is fused: rows like those of `by_peer`."""
+    """Ratios of times, summarized over the shapes, for each dtype and what is fused: rows like those of `by_peer`."""
     ratios: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if "time ratio" in row:
@@ -82,7 +82,7 @@ def write(folder: Path, about: Row, measured: dict[str, list[Row]], tables: dict
 
 
 def figure(folder: Path, title: str, rows: list[Row], quantity: str, limit: str | None = None) -> None:
-    """A line a workload, a mark a peer, on a logarithmic axis; `limit` is a quantity that is drawn as one more mark."""
+    """A line per workload and a mark per peer, on a logarithmic axis; `limit` is a quantity drawn as one more mark."""
     groups = list(dict.fromkeys(row["workload"] for row in rows))
     peers = list(dict.fromkeys(row["peer"] for row in rows if quantity in row))
     with mpl.rc_context(STYLE):

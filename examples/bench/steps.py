@@ -13,7 +13,7 @@ from bench.workloads import Workload
 
 
 class Step(NamedTuple):
-    """A training step and what it is given."""
+    """A training step and its arguments."""
 
     run: Callable
     """(weights, params, states, x) -> the same three after the step, and the loss"""

@@ -1,4 +1,4 @@
-"""Times that can be compared: peers take turns, round by round, and what is reported is the median of the ratios."""
+"""Times that can be compared: peers take turns, round by round, and the median of the ratios is reported."""
 
 import gc
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from bench.workloads import Workload
 
 Timer = Callable[[], float]
-"""Does the work and returns how many seconds it took, on average of a few times where it is short."""
+"""Does the work and returns how many seconds it took, averaged over a few times if it is short."""
 SHORTEST = 0.03
 """seconds that a single measurement should take"""
 
@@ -30,14 +30,14 @@ def timer(work: Callable[[], Any]) -> Timer:
 
 
 def calibrated(seconds: Callable[[int], float]) -> Timer:
-    """From seconds a time, measured over a number of times, to a timer that takes long enough."""
+    """A timer that repeats the work until it takes long enough, from a function of the number of repetitions."""
     seconds(2)  # compiles, and touches the memory
     times = max(1, round(SHORTEST / seconds(2)))
     return lambda: seconds(times)
 
 
 def rounds(timers: dict[str, Timer], repeats: int) -> Iterator[dict[str, float]]:
-    """In each round every peer once, in turning order."""
+    """Runs every peer once in each round, in rotating order."""
     names = list(timers)
     gc.collect()
     for i in range(repeats):
@@ -46,7 +46,7 @@ def rounds(timers: dict[str, Timer], repeats: int) -> Iterator[dict[str, float]]
 
 
 def compare(seconds: list[dict[str, float]], base: str) -> dict[str, dict[str, float]]:
-    """Of each peer the median time in ms, and its ratio to `base`: median and quartiles over the rounds."""
+    """The median time of each peer in ms, and its ratio to `base`: median and quartiles over the rounds."""
     rows = {}
     for name in seconds[0]:
         times = np.array([r[name] for r in seconds])
@@ -61,11 +61,11 @@ def compare(seconds: list[dict[str, float]], base: str) -> dict[str, dict[str, f
 
 
 class Torch:
-    """PyTorch in a process of its own, as its threads and XLA's would disturb each other; it works when it is asked."""
+    """PyTorch in a process of its own, because its threads and XLA's would disturb each other; it runs on request."""
 
     @classmethod
     def start(cls) -> "Torch | None":
-        """None, and a line that says so, where PyTorch is not installed."""
+        """None, and a line that says so, if PyTorch is not installed."""
         try:
             return cls()
         except ImportError as error:
@@ -91,7 +91,7 @@ class Torch:
         return json.loads(line) if line else {"error": "the process of PyTorch ended"}
 
     def layer(self, w: Workload) -> Timer:
-        """Raises RuntimeError where PyTorch cannot do it."""
+        """Raises RuntimeError if PyTorch cannot do it."""
         if "error" in (answer := self._ask(prepare={"shape": w.shape, "dtype": w.dtype, "fused": w.fused})):
             raise RuntimeError(f"PyTorch: {answer['error']}")
 

@@ -1,4 +1,4 @@
-"""PyTorch's side of the benchmark: reads a line of JSON, does what it says, answers with one.
+"""PyTorch's side of the benchmark: reads a line of JSON, does what it says, and answers with another.
 
 {"prepare": {"shape", "dtype", "fused"}} makes a layer and its data, channels last (torch.nn.BatchNorm, which is cuDNN's
 on a GPU); {"run": n} does the forward and the backward pass n times and answers {"seconds"} for one.

@@ -1,7 +1,7 @@
 """How often a compiled program goes through memory: the large arrays that each of its kernels reads and writes.
 
-Read from the text of the program, so it is exact and the same each time, and needs no device. It says what a program
-asks for, not what caches make of it.
+It is read from the text of the program, so it is exact and reproducible, and needs no device. It is what a program
+requests, not what caches make of that.
 """
 
 import math
@@ -22,7 +22,7 @@ _PRODUCTS = {"dot", "convolution"}
 
 
 class Kernel(NamedTuple):
-    """One kernel, with the large arrays that it goes through, in bytes each."""
+    """One kernel, with the sizes in bytes of the large arrays that it goes through."""
 
     name: str
     reads: list[int]
@@ -52,7 +52,7 @@ class _Instruction(NamedTuple):
 
 
 def traffic(hlo: str, elements: int) -> Traffic:
-    """Of a program (`compiled.as_text()`), where an array of at least half of `elements` is large."""
+    """The traffic of a program (`compiled.as_text()`); an array of at least half of `elements` counts as large."""
     rows = kernels(hlo, elements)
     moved = [sum(k.reads) + sum(k.writes) for k in rows]
     outside = sum(b for b, k in zip(moved, rows, strict=True) if not k.is_product)
@@ -60,16 +60,16 @@ def traffic(hlo: str, elements: int) -> Traffic:
 
 
 def cycles(hlo: str) -> int:
-    """That the TPU's compiler expects, which writes it beside each kernel; 0 for other devices.
+    """The cycles that the TPU's compiler expects and writes beside each kernel; 0 for other devices.
 
-    Branches and asynchronous copies are not in it. It is the compiler's estimate, not a time.
+    Branches and asynchronous copies are not included. It is the compiler's estimate, not a time.
     """
     entry = hlo[hlo.find("\nENTRY ") :]
     return sum(int(n) for n in re.findall(r'"estimated_cycles":"?(\d+)', entry[: entry.find("\n}")]))
 
 
 def kernels(hlo: str, elements: int) -> list[Kernel]:
-    """Each kernel of the program; of a conditional, those of the branch that moves least: the usual one."""
+    """Each kernel of the program; for a conditional, those of the branch that moves least, the usual one."""
     computations, entry = _parse(hlo)
 
     def walk(computation: str) -> Iterator[Kernel]:
@@ -137,7 +137,7 @@ def _split(line: str) -> tuple[str, str, str, str] | None:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis ends that was opened before `text`."""
+    """Where the parenthesis that was opened before `text` ends."""
     depth = 1
     for i, c in enumerate(text):
         depth += (c == "(") - (c == ")")
@@ -150,13 +150,13 @@ def _large(types: str, elements: int) -> list[int]:
     found = []
     for dtype, dimensions, layout in _ARRAY.findall(types):
         size = math.prod(int(d) for d in dimensions.split(",") if d)
-        if 2 * size >= elements and "S(1)" not in layout:  # S(1): it lies on the chip (TPU)
+        if 2 * size >= elements and "S(1)" not in layout:  # S(1): it is in memory on the chip (TPU)
             found.append(size * BYTES[dtype])
     return found
 
 
 def _is_sliced(body: list[_Instruction], number: int) -> bool:
-    """Whether a fusion reads no more than slices of its operand of this number."""
+    """Whether a fusion reads no more than slices of its operand with this number."""
     users: dict[str, list[_Instruction]] = {}
     for instruction in body:
         for operand in instruction.operands:

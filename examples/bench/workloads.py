@@ -20,7 +20,7 @@ ODD_SHAPES = {
     "120 channels": (264, 7, 7, 120),
     "in the cache": (256, 256),
 }
-"""What has no fitting divisor, or is small."""
+"""Shapes without a suitable divisor, or small ones."""
 DTYPES = ("float32", "bfloat16")
 FUSED = ("", "relu", "residual")
 """What follows the normalization: nothing, ReLU, or a residual added before ReLU."""
@@ -46,11 +46,11 @@ class Workload(NamedTuple):
 
     @property
     def limit(self) -> tuple[int, int]:
-        """Bytes an element, forward and backward, of a program that cannot keep the activation on the chip.
+        """Bytes per element, forward and backward, for a program that cannot keep the activation on the chip.
 
         Forward: x is read for its statistics and once more to be normalized, y is written. Backward: x and dy are read
         for the two sums and once more for dx, which is written. A residual is read in each pass that needs the
-        activation's slope, and its cotangent written and read in the place of dy.
+        activation's slope, and its cotangent is written, and read in place of dy.
         """
         size = 4 if self.dtype == "float32" else 2
         return (4 * size, 7 * size) if self.fused == "residual" else (3 * size, 5 * size)

@@ -1,8 +1,8 @@
-"""Where the batch norms of a model are: the places of its tree whose `batch_stats` hold a mean and a variance.
+"""Where the batch norms of a model are: the places in its tree where `batch_stats` holds a mean and a variance.
 
 A model is given by its variables, `{'params': tree, 'batch_stats': tree}` (those of Flax linen, or plain trees made
 with `jaxbn.init`), or it is a `flax.nnx` module or its `nnx.State`. LayerNorm and GroupNorm have scales of the same
-name and no statistics: they are not found.
+name but no statistics, so they are not found.
 """
 
 import sys
@@ -20,13 +20,13 @@ class Found(NamedTuple):
     """One batch norm of a model."""
 
     params: Params
-    """{'scale': [C], 'bias': [C]}, without those that it does not have"""
+    """{'scale': [C], 'bias': [C]}, or as many of the two as it has"""
     batch_stats: BatchStats
-    """{'mean': [C], 'var': [C]} and perhaps 'count'; of stacked layers [L, C]"""
+    """{'mean': [C], 'var': [C]} and perhaps 'count'; [L, C] for stacked layers"""
 
 
 def find_batch_norms(model: Any) -> dict[Path, Found]:
-    """Every batch norm of a model by its path, in the order of the tree.
+    """Every batch norm of a model, by path, in the order of the tree.
 
     Raises:
       TypeError: `model` is neither variables nor an nnx module or state.
@@ -64,13 +64,13 @@ def as_variables(model: Any) -> Mapping[str, Any]:
 
 
 def is_nnx(model: Any) -> bool:
-    """Whether it is an nnx module or state. Flax is not imported for the question."""
+    """Whether it is an nnx module or state. Flax is not imported to find out."""
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(model, nnx.Module | nnx.State)
 
 
 def _only(names: tuple[str, ...], node: Any) -> dict[str, jax.Array]:
-    """The arrays of those names, out of the boxes in which Flax keeps them with the names of their sharding."""
+    """The arrays with those names, taken out of the boxes in which Flax keeps them with their sharding names."""
     arrays = {k: node[k] for k in names if isinstance(node, Mapping) and k in node}
     meta = sys.modules.get("flax.core.meta")
     return arrays if meta is None else meta.unbox(arrays)

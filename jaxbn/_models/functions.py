@@ -18,14 +18,14 @@ class Network(NamedTuple):
     apply: Callable
     """(params, *inputs) -> output, state written"""
     apply_marked: Callable
-    """the same with the output of each layer marked, for `marks.outputs_of_layers`"""
+    """the same, with the output of each layer marked for `marks.outputs_of_layers`"""
 
 
 def as_function(model, variables, inputs, options) -> Network:
-    """The model in training, with `options` for its call.
+    """The model in training, called with `options`.
 
     Raises:
-      TypeError: it is neither a module of linen nor of nnx.
+      TypeError: it is neither a linen nor an nnx module.
     """
     linen, nnx = load("flax.linen", "jaxbn.testing"), load("flax.nnx", "jaxbn.testing")
     if isinstance(model, linen.Module):
@@ -36,7 +36,7 @@ def as_function(model, variables, inputs, options) -> Network:
 
 
 def _marking(root: str) -> Callable[[Call], Any]:
-    """A watcher that marks what a layer returns to those that call it."""
+    """A watcher that marks what a layer returns to its caller."""
 
     def watch(call: Call) -> Any:
         output = call.run(*call.args, **call.kwargs)
@@ -55,7 +55,7 @@ def _of_linen(linen, model, variables, inputs, options) -> Network:
     def apply(params, *inputs):
         given = {"params": params, **variables}
         output, state = model.apply(given, *inputs, **options, mutable=linen.DenyList("params"))
-        # The collection goes last: names start with that of the layer.
+        # The collection goes last, so that names start with that of the layer.
         return output, {f"{leaf_name(p[1:])} ({leaf_name(p[:1])})": v for p, v in jax.tree.leaves_with_path(state)}
 
     def apply_marked(params, *inputs):

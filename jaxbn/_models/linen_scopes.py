@@ -1,7 +1,7 @@
 """Which collections a linen module can reach from inside the transformations around it.
 
-nn.scan and nn.vmap hand on the collections that their `variable_axes` name, and no others: inside, a module neither
-reads nor writes 'batch_moments' where the entry is missing, and nothing tells.
+nn.scan and nn.vmap pass on the collections that their `variable_axes` name and no others. If the entry for
+'batch_moments' is missing, a module inside can neither read nor write it, and nothing says so.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ MOMENTS = "batch_moments"
 
 
 def check_moments_reach(module: Any) -> None:
-    """A batch norm that should accumulate can.
+    """Checks that a batch norm that is meant to accumulate moments can do so.
 
     Raises:
-      ValueError: the apply was given 'batch_moments' to write, or may write it and not 'batch_stats', and the module
+      ValueError: `apply` was given 'batch_moments', or has it in `mutable` without 'batch_stats', and the module
         cannot reach it.
     """
     if not hidden_from(module, MOMENTS) or notes.current() is not None:
@@ -52,6 +52,6 @@ def why_hidden(module: Any) -> str:
 
 
 def _around(module: Any) -> list[Any]:
-    """The modules whose methods are running, the outermost first."""
+    """The modules whose methods are running, outermost first."""
     running = [m for m in flax_module._context.module_stack if m is not None and m.scope is not None]
     return [m for m in running if m is not module]

@@ -1,7 +1,7 @@
 """What the layers of a model return, wherever they are called: inside scan, remat and jit too.
 
-A value inside a transformation belongs to its trace and cannot be handed out. But its program can be read: every output
-is marked with a named identity, and the program is run equation by equation, with those inside it written out.
+A value inside a transformation belongs to its trace and cannot be passed out of it. But the program can be read: every
+output is marked with a named identity, and the program is run equation by equation, with inner programs inlined.
 """
 
 import json
@@ -19,7 +19,7 @@ _START = "jaxbn.layer "
 _INLINED = {
     "jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call",
 }  # fmt: skip
-"""Equations that do what the program inside them does, and nothing else."""
+"""Primitives that do what the program inside them does, and nothing else."""
 
 
 class Output(NamedTuple):
@@ -27,15 +27,15 @@ class Output(NamedTuple):
 
     layer: str
     leaf: str
-    """its path in the output of the layer; '' where that is an array"""
+    """its path in the output of the layer; '' if that is an array"""
     step: str
     """', step 2' of a scan; '' outside"""
     value: jax.Array | None
-    """None inside a transformation that is not looked into: cond, while, shard_map"""
+    """None inside a transformation whose program is not read: cond, while, shard_map"""
 
 
 def marked(layer: str, output: Any) -> Any:
-    """The output of a layer, as it is, with its name."""
+    """The output of a layer, unchanged, marked with its name."""
 
     def mark(keys, leaf):
         if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -48,7 +48,7 @@ def marked(layer: str, output: Any) -> Any:
 
 
 def outputs_of_layers(f: Callable, *args: Any) -> list[Output]:
-    """What is marked while `f(*args)` runs, in the order of execution."""
+    """The outputs that are marked while `f(*args)` runs, in the order of execution."""
     program = jax.make_jaxpr(f)(*args)
     outputs: list[Output] = []
     _run(program, jax.tree.leaves(args), "", outputs)
@@ -85,7 +85,7 @@ def _of_equation(eqn, inputs: list[Any], step: str, outputs: list[Output]) -> li
 
 
 def _run_scan(eqn, inputs: list[Any], step: str, outputs: list[Output]) -> list[Any]:
-    """Step by step, without a loop."""
+    """Runs a scan step by step, without a loop."""
     (program,), length = _programs(eqn), eqn.params["length"]
     num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]

@@ -1,7 +1,7 @@
 """The moments of what enters the batch norms of a linen model, taken from outside as they are called.
 
-They leave the model in its collections, for only these pass through nn.scan, nn.vmap and nn.remat: in 'batch_moments'
-where a layer can write it, else beside the running statistics, which every stack hands on, in 'batch_stats'.
+They leave the model in its collections, because nothing else passes through nn.scan, nn.vmap and nn.remat: in
+'batch_moments' if a layer can write it, otherwise in 'batch_stats', which every stack of layers passes on.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from jaxbn._models.watch import Call
 from jaxbn._tools.accumulate import zero_moments
 
 ENTERED = "moments_of_input"
-"""The name of the variable in 'batch_stats' where 'batch_moments' is out of reach."""
+"""The name of the variable in 'batch_stats' when 'batch_moments' is out of reach."""
 
 
 def watch_layer(call: Call) -> Any:
-    """A watcher: notes the moments of what enters each batch norm of Flax and ours, and which other layers ran."""
+    """A watcher: notes the moments of what enters each batch norm, Flax's or ours, and which other layers ran."""
     from flax import linen as nn
 
     from jaxbn.linen import BatchNorm
@@ -34,9 +34,9 @@ def watch_layer(call: Call) -> Any:
         evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
         evaluated = module.use_running_average if evaluated is None else evaluated
         noted.calls.append((call.path, not isinstance(evaluated, jax.Array) and bool(evaluated)))
-        if not evaluated and not can_report(module):  # what follows would fail, and say less
+        if not evaluated and not can_report(module):  # what follows would fail too, with a less helpful message
             raise ValueError(f"The batch norm {path_name(call.path)} cannot train here, got {why_hidden(module)}.")
-        # What jaxbn's module may write there itself is replaced: counted twice it would be wrong.
+        # This replaces what jaxbn's module may have written there itself, which would be counted twice.
         old = written(module)
         y = call.run(*call.args, **call.kwargs)
         hand_in(module, notes.moments_of_input(call), old, noted)
@@ -53,7 +53,7 @@ def watch_layer(call: Call) -> Any:
 
 
 def can_report(module: Any) -> bool:
-    """Whether the module can write one of the collections in which moments leave the model."""
+    """Whether the module can write to one of the collections in which moments leave the model."""
     return not (hidden_from(module, MOMENTS) and hidden_from(module, "batch_stats"))
 
 
@@ -74,7 +74,7 @@ def hand_in(module: Any, new: Moments, old: Accumulated | None, noted: notes.Not
 
 
 def written(module: Any) -> Accumulated | None:
-    """The moments of the calls of this layer so far."""
+    """The moments from the calls of this layer so far."""
     if hidden_from(module, MOMENTS):
         return module.get_variable("batch_stats", ENTERED)
     fields = {name: module.get_variable(MOMENTS, name) for name in Accumulated._fields}
@@ -91,7 +91,7 @@ def found_in(updates: Mapping[str, Any]) -> dict[Path, Moments]:
 
 
 def with_zeros(variables: Mapping[str, Any], stats: Mapping[Path, BatchStats]) -> dict[str, Any]:
-    """The variables with moments of no example in both collections: what is in the carry of a scan is there from the
+    """The variables with empty moments in both collections, because the carry of a scan has the same structure from the
     start."""
     given = {**variables, MOMENTS: zero_moments(variables["batch_stats"])}
     for path, s in stats.items():
@@ -101,7 +101,7 @@ def with_zeros(variables: Mapping[str, Any], stats: Mapping[Path, BatchStats]) -
 
 
 def _places_of_statistics(module: Any) -> list[Path]:
-    """Where the module itself, and no layer inside it, has used a running mean in this trace."""
+    """The places where the module itself, rather than a layer inside it, has used a running mean in this trace."""
     used = {name for name, kinds in module.scope.reservations.items() if "batch_stats" in kinds}
     places = [(*module.path, name) for name in used - {"mean", "var"}]
     return [module.path, *places] if {"mean", "var"} <= used else places

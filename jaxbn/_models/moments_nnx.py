@@ -1,7 +1,7 @@
 """The moments of what enters the batch norms of an nnx model, taken from outside as they are called.
 
-The layers of a copy of the model keep them in a variable of their own, which goes through the transformations of nnx as
-the running statistics do.
+The layers of a copy of the model keep them in a variable of their own, which passes through the transformations of nnx
+just as the running statistics do.
 """
 
 from collections.abc import Collection
@@ -19,7 +19,7 @@ from jaxbn.nnx import BatchNorm
 
 
 class Entered(nnx.BatchStat):
-    """The count, mean or variance, [C], of what has entered a layer, or what rounding has dropped of it."""
+    """The count, mean or variance, [C], of what has entered a layer, or what rounding has dropped from one of them."""
 
 
 def watched_copy(model: nnx.Module, stats: dict[Path, BatchStats]) -> nnx.Module:
@@ -58,7 +58,7 @@ def _watch_layer(call: Call) -> Any:
 
 
 def hand_in(layer: Any, new: Moments) -> bool:
-    """Adds the moments to those of the layer, where it is watched, or where it accumulates those of microbatches."""
+    """Adds the moments to those of the layer, if it is watched or accumulates those of microbatches."""
     noted = notes.current()
     if noted is None or not hasattr(layer, "_jaxbn_entered"):
         collected = getattr(layer, "batch_moments", None)
@@ -74,27 +74,27 @@ def hand_in(layer: Any, new: Moments) -> bool:
 
 
 def moments_in(model: nnx.Module) -> dict[Path, Moments]:
-    """What has entered the layers of a watched copy that were reached."""
+    """The moments of what has entered each layer of a watched copy that was called."""
     noted = notes.current()
     assert noted is not None
     return {path: _entered(m).moments for path, m in modules_of(model).items() if path in noted.reported}
 
 
 def with_stats(state: nnx.State, stats: dict[Path, BatchStats]) -> nnx.State:
-    """The state with other running statistics."""
+    """The state with these running statistics in place of its own."""
     return with_values(state, {(*path, name): value for path, s in stats.items() for name, value in s.items()})
 
 
 def with_values(state: nnx.State, values: dict[Path, Any]) -> nnx.State:
-    """The state with other values of the variables at those paths."""
+    """The state with these values for the variables at their paths."""
     flat = dict(nnx.to_flat_state(state))
     return nnx.from_flat_state(flat | {path: flat[path].replace(value) for path, value in values.items()})
 
 
 def changes(before: nnx.State, after: nnx.State, statistics: Collection[Path]) -> nnx.State:
-    """What goes on to the next batch: the state that `forward` has changed, but for statistics and moments.
+    """What is carried to the next batch: the state that `forward` has changed, except statistics and moments.
 
-    The parameters are not among it: handed through `jit`, they would be copied for every batch.
+    The parameters are not part of it: passed through `jit`, they would be copied for every batch.
     """
     old = dict(nnx.to_flat_state(before))
     return nnx.from_flat_state(
@@ -110,7 +110,7 @@ def changes(before: nnx.State, after: nnx.State, statistics: Collection[Path]) -
 
 
 def changed(state: nnx.State, new: nnx.State) -> nnx.State:
-    """The state with the variables of `new` in the place of its own."""
+    """The state with the variables of `new` in place of its own."""
     return nnx.from_flat_state(dict(nnx.to_flat_state(state)) | dict(nnx.to_flat_state(new)))
 
 

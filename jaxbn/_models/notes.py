@@ -17,18 +17,18 @@ from jaxbn._models.watch import Call
 
 
 class Notes:
-    """Of the traces of a `forward`; plain Python, for the arrays may belong to an inner trace."""
+    """What is noted while a `forward` is traced; plain Python, because the arrays may belong to an inner trace."""
 
     def __init__(self) -> None:
         self.reported: set[Path] = set()
         """layers whose moments are in the state of the model"""
         self.lost: dict[Path, str] = {}
-        """layers that ran, and whose moments are not: the reason"""
+        """layers that ran but whose moments are not: the reason"""
         self.calls: list[tuple[Path, bool]] = []
-        """the calls of batch norms in their order: path, and whether the running statistics normalized"""
+        """the calls of batch norms in order: path, and whether the running statistics normalized"""
 
     def clear(self) -> None:
-        """Begins another trace. What was reported stays so: a part of the model may come from a cache of traces."""
+        """Begins another trace. What has been reported is kept: part of the model may come from a cache of traces."""
         self.lost.clear()
         self.calls.clear()
 
@@ -38,7 +38,7 @@ _NOTES: ContextVar[Notes | None] = ContextVar("notes", default=None)
 
 @contextlib.contextmanager
 def taking(notes: Notes) -> Iterator[None]:
-    """While this context is entered, `current()` are these notes."""
+    """Inside this context, `current()` returns these notes."""
     token = _NOTES.set(notes)
     try:
         yield
@@ -47,14 +47,14 @@ def taking(notes: Notes) -> Iterator[None]:
 
 
 def current() -> Notes | None:
-    """Those of the look that is under way in this thread."""
+    """The notes of the trace that is under way in this thread, if any."""
     return _NOTES.get()
 
 
 def moments_of_input(call: Call) -> Moments:
-    """The moments of what enters a batch norm, over all devices, where it is run over several.
+    """The moments of what enters a batch norm, over all devices if there are several.
 
-    In evaluation a batch norm does not ask whether its `axis_name` is bound, and neither does this.
+    In evaluation a batch norm does not need its `axis_name` to be bound, and neither does this.
     """
     x = jnp.asarray(call.args[0] if call.args else call.kwargs["x"])
     names = call.layer.axis_name
@@ -76,6 +76,6 @@ def _is_bound(name: Any) -> bool:
 
 
 def add(old: Accumulated, new: Moments) -> Accumulated:
-    """Both, [C] each; complex where the new ones are."""
+    """The two merged, [C] each; complex if the new ones are."""
     dtype = jnp.promote_types(old.mean.dtype, new.mean.dtype)
     return merge_into(old._replace(mean=old.mean.astype(dtype), mean_rest=old.mean_rest.astype(dtype)), new)

@@ -1,4 +1,4 @@
-"""How a module that is no batch norm itself hands in the moments with which it normalized."""
+"""How a module that is not one of the known batch norms reports the moments with which it normalized."""
 
 import sys
 from typing import Any
@@ -9,11 +9,11 @@ from jaxbn._models import notes
 
 
 def report_moments(module: Any, moments: Moments) -> bool:
-    """Reports the moments of a batch from inside a module of linen or nnx that normalizes with functions.
+    """Reports the moments of a batch from inside a linen or nnx module that normalizes with functions.
 
-    A module that calls `jaxbn.batch_norm`, or a formula of its own, and keeps 'mean' and 'var' in `batch_stats` is
-    found by `jaxbn.recalibrate`, `jaxbn.collect_moments` and gradient accumulation, which work on it once it calls
-    this. The batch norms of Flax and jaxbn do not need it.
+    A module that calls `jaxbn.batch_norm`, or a formula of its own, and keeps 'mean' and 'var' in `batch_stats` works
+    with `jaxbn.recalibrate`, `jaxbn.collect_moments` and gradient accumulation once it calls this. The batch norms of
+    Flax and jaxbn do not need it.
 
     Args:
       module: the module itself, which has variables (linen: in the collection 'batch_stats'; nnx: `nnx.BatchStat`)

@@ -1,4 +1,4 @@
-"""Trees of layers, of dicts, lists and tuples: one walker, one name of a path."""
+"""Trees of layers, made of dicts, lists and tuples: one way to walk them, one way to name a path."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,18 +21,18 @@ def plain_path(keys) -> Path:
 
 
 def leaf_name(keys) -> str:
-    """'Block_0/kernel', a key path of `jax.tree_util` without the attributes of the boxes around a leaf."""
+    """'Block_0/kernel': a key path of `jax.tree_util` as text, without the attributes of the boxes around a leaf."""
     return "/".join(str(k) for k in plain_path([k for k in keys if not hasattr(k, "name")]))
 
 
 def nodes(tree: Any, is_node: Callable[[Any], bool]) -> dict[Path, Any]:
-    """Every outermost node of `tree` of which `is_node` is true, by its path, in the order of the tree."""
+    """Every outermost node of `tree` for which `is_node` is true, by path, in the order of the tree."""
     found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node)[0]
     return {plain_path(keys): node for keys, node in found if is_node(node)}
 
 
 def is_batch_stats(node: Any) -> bool:
-    """Whether these are the statistics of one layer, and not a dict of layers."""
+    """Whether these are the statistics of one layer, rather than a dict of layers."""
     return isinstance(node, Mapping) and all(k in node and not isinstance(node[k], Mapping) for k in ("mean", "var"))
 
 
@@ -42,7 +42,7 @@ def is_moments(node: Any) -> bool:
 
 
 def moments_by_path(tree: Any) -> dict[Path, Moments]:
-    """The moments in a tree like `batch_stats`, by the path of their layer."""
+    """The moments in a tree like `batch_stats`, by the path of the layer."""
     return {
         path: node if isinstance(node, Moments) else Moments(*(node[name] for name in Moments._fields))
         for path, node in nodes(tree, is_moments).items()
@@ -50,15 +50,15 @@ def moments_by_path(tree: Any) -> dict[Path, Moments]:
 
 
 DROPPED: Any = object()
-"""What `map_layers` leaves out."""
+"""A value that `map_layers` leaves out."""
 
 
 def map_layers(
     tree: Any, of_layer: Callable[[Path, Any], Any], of_other: Callable[[Path, Any], Any], path: Path = ()
 ) -> Any:
-    """A copy of `tree` with other values in the places of its layers, and of the leaves beside them.
+    """A copy of `tree` in which functions replace its layers, and the leaves beside them.
 
-    What is `DROPPED` is left out; in a list or a tuple an empty dict keeps its place.
+    `DROPPED` is left out; in a list or a tuple an empty dict keeps its place.
     """
     if is_batch_stats(tree):
         return of_layer(path, tree)
@@ -78,10 +78,10 @@ _ABSENT = object()
 
 
 def get_at(tree: Any, path: Path, default: Any = _ABSENT) -> Any:
-    """What stands in `tree` at `path`.
+    """What `tree` holds at `path`.
 
     Raises:
-      KeyError: nothing stands there, and there is no default.
+      KeyError: there is nothing, and no default.
     """
     for i, key in enumerate(path):
         try:
@@ -94,7 +94,7 @@ def get_at(tree: Any, path: Path, default: Any = _ABSENT) -> Any:
 
 
 def set_at(tree: Any, path: Path, value: Any) -> Any:
-    """A copy of `tree` with `value` at `path`; the rest is shared, the types are kept."""
+    """A copy of `tree` with `value` at `path`; the rest is shared, and containers keep their types."""
     if not path:
         return tree.replace_boxed(value) if hasattr(tree, "replace_boxed") else value
     child = set_at(get_at(tree, path[:1]), path[1:], value)
@@ -105,6 +105,6 @@ def set_at(tree: Any, path: Path, value: Any) -> Any:
 
 
 def rebuilt(sequence: Any, children: list[Any]) -> Any:
-    """A list, tuple or named tuple of the type of `sequence`."""
+    """The children in a list, tuple or named tuple of the same type as `sequence`."""
     same: Any = type(sequence)
     return same(*children) if hasattr(sequence, "_fields") else same(children)

@@ -1,4 +1,4 @@
-"""A model that names the devices of its training, run where there are none."""
+"""Running a model that names the mapped axes of its training where they do not exist."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def with_axes_bound(f: Callable[[], Any]) -> Any:
-    """`f()`, a pytree of arrays; axis names that are not bound where it needs them are axes of size 1.
+    """`f()`, a pytree of arrays, with each axis name that it needs and that is not bound as an axis of size 1.
 
     `f` is called again for each such name.
     """
@@ -32,7 +32,7 @@ def _under(names: list[str], f: Callable[[], Any]) -> Any:
 
 
 def _unbound_name(error: BaseException | None) -> str | None:
-    """The name of which the error, or what it was raised from, says that it is not bound."""
+    """The axis name that the error, or the one it was raised from, says is not bound."""
     while error is not None and not isinstance(error, NameError):
         error = error.__cause__ or error.__context__
     found = re.search(r"unbound axis name: (.+?)(\. |$)", str(error))

@@ -1,6 +1,6 @@
-"""Watching the calls of the layers of a model: one way for each framework, from outside, with nothing patched.
+"""Watching the calls of a model's layers from outside: one way for each framework, with nothing patched.
 
-A watcher is a function of a `Call`, which runs it and returns the output, its own or another. It is called while a
+A watcher is a function that takes a `Call`, runs it and returns its output, or a different one. It is called while a
 program is traced, inside whatever transformation the layer is in (scan, vmap, remat, jit), once for each trace.
 """
 
@@ -18,17 +18,17 @@ class Call(NamedTuple):
     layer: Any
     """the module"""
     path: Path
-    """of the layer; in a stack, of the stack; of a shared layer, the first"""
+    """that of the layer; inside a stack, that of the stack; for a shared layer, the first"""
     method: str
-    """'__call__', or that of another method (of linen only)"""
+    """'__call__', or the name of another method (linen only)"""
     owner: type
-    """the class that defines what runs: of a subclass that calls `super()`, first itself, then the class above"""
+    """the class that defines what runs: if a subclass calls `super()`, first the subclass, then the class above it"""
     run: Callable[..., Any]
-    """what runs, a function of `args` and `kwargs`"""
+    """the method itself, a function of `args` and `kwargs`"""
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outermost: bool
-    """whether the method was called from outside, and not by `super()`"""
+    """whether the method was called from outside, and not through `super()`"""
 
 
 Watcher = Callable[[Call], Any]
@@ -36,13 +36,13 @@ Watcher = Callable[[Call], Any]
 
 @contextlib.contextmanager
 def watch_linen(watch: Watcher) -> Iterator[None]:
-    """While this context is entered, the calls of all methods of all linen modules are watched."""
+    """Inside this context, the calls of all methods of all linen modules are watched."""
     from flax import linen as nn
 
     def intercept(run, args, kwargs, context):
         method = context.method_name
         function = getattr(context.orig_method, "func", None)
-        # A function that is no method of the class is Flax's own: the setup, or what nn.scan was given.
+        # A function that is not a method of the class is Flax's own: the setup, or what nn.scan was given.
         owners = [c for c in type(context.module).__mro__ if method in vars(c)]
         for owner in owners:
             own = vars(owner)[method]
@@ -56,19 +56,19 @@ def watch_linen(watch: Watcher) -> Iterator[None]:
 
 
 def watch_nnx(model: Any, watch: Watcher, bases: Callable[[Path, Any], type | None]) -> Any:
-    """A copy of an nnx model of which calls are watched, also after it went through `nnx.split` and `nnx.merge`.
+    """A copy of an nnx model whose calls are watched, even after it has gone through `nnx.split` and `nnx.merge`.
 
     Args:
       model: an nnx module.
-      watch: gets a `Call` for each `__call__` of a layer itself and, where there is one, of its base class.
-      bases: of (path, module), a class of which the module is an instance, whose own `__call__` is watched too (its
-        class itself, where there is nothing else to watch); None where the module is not watched.
+      watch: gets a `Call` for each `__call__` of a layer and, if there is one, of its base class.
+      bases: a function of (path, module) that returns a class of which the module is an instance, whose own `__call__`
+        is watched too (the module's own class if there is nothing else to watch), or None not to watch the module.
     """
     from flax import nnx
 
     copy = nnx.clone(model)
     if any(getattr(v, "ref", False) for _, v in nnx.iter_graph(copy) if isinstance(v, nnx.Variable)):
-        copy = nnx.with_vars(copy, ref=False)  # references belong to the model, and no jit returns them
+        copy = nnx.with_vars(copy, ref=False)  # references belong to the model, and jit cannot return them
     watched = _Watched(watch)
     for path, module in modules_of(copy).items():
         base = bases(path, module)
@@ -79,7 +79,7 @@ def watch_nnx(model: Any, watch: Watcher, bases: Callable[[Path, Any], type | No
 
 
 def modules_of(model: Any) -> dict[Path, Any]:
-    """The modules of an nnx model by path, each once."""
+    """The modules of an nnx model by path, each listed once."""
     from flax import nnx
 
     modules: Any = nnx.iter_modules(model)
@@ -87,14 +87,14 @@ def modules_of(model: Any) -> dict[Path, Any]:
 
 
 class _Watched:
-    """Holds the watcher of one copy. Each has an identity of its own, so that no trace of another is used again."""
+    """Holds the watcher of one copy. Each has an identity of its own, so that no trace of another copy is reused."""
 
     def __init__(self, watch: Watcher) -> None:
         self.watch = watch
 
 
 class _Place(NamedTuple):
-    """The static attribute of a watched module. Flax hands it on as it splits and merges."""
+    """The static attribute of a watched module. Flax keeps it when it splits and merges."""
 
     path: Path
     watched: _Watched
@@ -102,12 +102,12 @@ class _Place(NamedTuple):
 
 @functools.cache
 def _watched_class(cls: type, base: type) -> type:
-    """A subclass whose calls are watched, and those of `base` that it makes through `super()`."""
+    """A subclass whose calls are watched, along with those of `base` that it makes through `super()`."""
     above: tuple[type, ...] = (cls,) if cls is base else (cls, _watched_class(base, base))
 
     def call(self, *args, **kwargs):
         path, watched = self._jaxbn_watch
-        # Not `cls.__call__`: between `cls` and its base stands the watched class of that base.
+        # Not `cls.__call__`: the watched class of the base comes between `cls` and that base.
         run = super(watched_class, self).__call__
         outermost = type(self) is watched_class
         return watched.watch(Call(self, path, "__call__", cls, run, args, kwargs, outermost))

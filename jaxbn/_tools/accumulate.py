@@ -2,7 +2,7 @@
 
 Each layer of `batch_stats`, {'mean', 'var'}, has its {'count', 'mean', 'var'} in `batch_moments`: [C] each, the moments
 of the microbatches so far, and beside them {'count_rest', 'mean_rest'}, what rounding has dropped. The Flax modules
-merge into them; here is how they start and how they are committed.
+merge into them; this file has how they start and how they are committed.
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
     """Empty moments for each layer of `batch_stats`, with which every optimizer step starts.
 
     Args:
-      batch_stats: {'mean': [C], 'var': [C]}, or nested dicts, lists and tuples of these, as the `batch_stats`
-        collection of a Flax model; of stacked layers [L, C].
+      batch_stats: {'mean': [C], 'var': [C]}, or nested dicts, lists and tuples of these, such as the `batch_stats`
+        collection of a Flax model; [L, C] for stacked layers.
 
     Returns:
-      The same tree with {'count': [C], 'mean': [C], 'var': [C]} in the place of each layer's statistics, and with what
-      rounding will drop of the first two, 'count_rest' [C] and 'mean_rest' [C]: a float32 mean alone gets stuck after
-      some thousand microbatches. All are zero, at least float32, each an array of its own, so that they can be
+      The same tree with {'count': [C], 'mean': [C], 'var': [C]} in place of each layer's statistics, and with what
+      rounding will drop from the first two, 'count_rest' [C] and 'mean_rest' [C]: a float32 mean alone gets stuck after
+      a few thousand microbatches. All are zero, at least float32, and each is an array of its own, so that they can be
       donated. Nodes of other layers are left out; in a list, an empty dict keeps their place.
 
     Raises:
@@ -58,8 +58,8 @@ def commit_moments(
     """`jaxbn.update_batch_stats` for each layer of a model, once per optimizer step.
 
     Args:
-      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count', or nested dicts, lists and tuples of these; of stacked
-        layers [L, C].
+      batch_stats: {'mean': [C], 'var': [C]} and perhaps 'count', or nested dicts, lists and tuples of these; [L, C] for
+        stacked layers.
       batch_moments: the same tree of {'count': [C], 'mean': [C], 'var': [C]}, and others beside them; a layer that is
         absent, or that has seen no examples, keeps its statistics.
       momentum: weight of the old value, as in `jaxbn.update_batch_stats`: either one for all layers, or a dict from
@@ -122,7 +122,7 @@ def commit_moments(
 
 
 def _check_count(path: Path, stats: Mapping[str, Any]) -> None:
-    """A count of the layers of a stack, [] or [L], or of the channels, [L, C]."""
+    """Checks that there is one count for each layer of a stack, [] or [L], or for each channel, [L, C]."""
     mean, count = (jnp.shape(checks.check_array(stats.get(k, 0), f"batch_stats[{k!r}]")) for k in ("mean", "count"))
     if count != mean[: len(count)]:
         raise ValueError(
@@ -155,7 +155,7 @@ def _check_places(tree: Any, moments: Mapping[Path, Moments], layers: Mapping[Pa
 
 
 def _by_path(rule: Any, paths: list[Path], name: str) -> dict[Path, Any]:
-    """The value of each layer, of one for all or of a rule by path."""
+    """The value for each layer, from one value for all or from a dict by path."""
     if not isinstance(rule, Mapping):
         return dict.fromkeys(paths, rule)
     chosen = {path: next((p for p in rule if fnmatchcase(path_name(path), str(p))), None) for path in paths}
@@ -170,7 +170,7 @@ def _by_path(rule: Any, paths: list[Path], name: str) -> dict[Path, Any]:
 
 
 def check_tree(tree: object, name: str) -> None:
-    """The tree is a dict, a list or a tuple.
+    """Checks that the tree is a dict, a list or a tuple.
 
     Raises:
       TypeError: it is not.

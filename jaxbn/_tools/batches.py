@@ -1,4 +1,4 @@
-"""Batches as other libraries make them, as arrays that JAX takes: torch tensors, data frames, whatever converts."""
+"""Batches from other libraries (torch tensors, data frames, whatever converts) as arrays that JAX accepts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def as_arrays(batch: Any, name: str = "batch") -> Any:
-    """The batch with arrays for leaves, in the same containers; other mappings become dicts.
+    """The batch with arrays as leaves, in the same containers; mappings that JAX does not know become dicts.
 
     Raises:
       TypeError: a leaf does not convert to an array of numbers; the message says where it is.
@@ -19,9 +19,9 @@ def as_arrays(batch: Any, name: str = "batch") -> Any:
 def _as_array(keys, leaf: Any, name: str) -> Any:
     if isinstance(leaf, jax.Array | int | float | complex) or hasattr(leaf, "__jax_array__"):
         return leaf
-    if isinstance(leaf, Mapping):  # one that JAX does not know, as a tokenizer returns it
+    if isinstance(leaf, Mapping):  # one that JAX does not know, such as what a tokenizer returns
         return jax.tree_util.tree_map_with_path(lambda inner, v: _as_array((*keys, *inner), v, name), dict(leaf))
-    for method in ("detach", "cpu"):  # of torch: out of the graph of its gradients, and off its device
+    for method in ("detach", "cpu"):  # a torch tensor: detached from its gradients, and moved off its device
         leaf = getattr(leaf, method, lambda leaf=leaf: leaf)()
     array = leaf if isinstance(leaf, np.ndarray | np.generic) else _converted(leaf)
     if array is None or array.dtype.kind in "OSUMm":

@@ -1,4 +1,4 @@
-"""Half the activations: a policy for `jax.checkpoint` that keeps a batch's moments and computes the rest again.
+"""Half the activations: a policy for `jax.checkpoint` that keeps a batch's moments and recomputes the rest.
 
 In conv → batch norm → activation → conv the first convolution's output is kept for the derivative of batch norm, and
 the activation's output for that of the second convolution. The second follows from the first by one multiply-add per

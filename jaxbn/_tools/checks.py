@@ -1,4 +1,4 @@
-"""Checks of what the tools are given, made once at the public boundary: the rule, then what came."""
+"""Checks of the tools' arguments, made once at the public boundary: messages say the rule, then what they got."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ import numpy as np
 
 
 def check_function(value: Any, name: str, arguments: tuple[str, ...]) -> None:
-    """A callable that takes these arguments by position."""
+    """Checks that the value is callable with these arguments by position."""
     rule = f"`{name}` must be a function of ({', '.join(arguments)})"
     if not callable(value):
         raise TypeError(f"{rule}, got {type(value).__name__}.")
     try:
         signature = inspect.signature(value)
-    except (ValueError, TypeError):  # one of C has none
+    except (ValueError, TypeError):  # a function written in C has none
         return
     try:
         signature.bind(*arguments)
@@ -24,7 +24,7 @@ def check_function(value: Any, name: str, arguments: tuple[str, ...]) -> None:
 
 
 def check_integer(value: Any, name: str, least: int) -> int:
-    """An integer of at least `least`."""
+    """The value as an int, once it is checked to be an integer of at least `least`."""
     if isinstance(value, bool | np.ndarray | jax.Array) or not hasattr(value, "__index__"):
         raise TypeError(f"`{name}` must be an integer, got {value!r}.")
     if value < least:
@@ -33,19 +33,19 @@ def check_integer(value: Any, name: str, least: int) -> int:
 
 
 def check_text(value: Any, name: str) -> None:
-    """A string."""
+    """Checks that the value is a string."""
     if not isinstance(value, str):
         raise TypeError(f"`{name}` must be a string, got {value!r}.")
 
 
 def check_mapping(value: Any, name: str, rule: str) -> None:
-    """A dict, or another mapping."""
+    """Checks that the value is a dict or another mapping."""
     if not isinstance(value, Mapping):
         raise TypeError(f"`{name}` must {rule}, got {type(value).__name__}.")
 
 
 def check_iterable(value: Any, name: str, rule: str) -> None:
-    """What can be iterated, and is neither text, a mapping nor a scalar. Nothing is read of it."""
+    """Checks that the value can be iterated and is neither text, a mapping nor a scalar, without reading from it."""
     is_plain = isinstance(value, str | bytes | Mapping | type) or getattr(value, "shape", None) == ()
     if is_plain or not (hasattr(value, "__iter__") or hasattr(value, "__getitem__")):
         raise TypeError(f"`{name}` must {rule}, got {type(value).__name__}.")

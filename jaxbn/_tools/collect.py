@@ -1,7 +1,7 @@
-"""The moments of what enters each batch norm of a model, in one forward pass, whichever statistics normalize in it.
+"""The moments of what enters each batch norm of a model in one forward pass, whichever statistics it normalizes with.
 
-A functional forward returns them. Those of Flax's modules, and of ours, are taken from outside as a module is called:
-it need not train for that, and where it normalizes groups of devices apart, the moments are still those of all.
+A functional forward returns them. For Flax's modules, and ours, they are taken from outside when a module is called: it
+need not be in training mode, and if it normalizes groups of devices separately, the moments are still those of all.
 """
 
 import sys
@@ -33,8 +33,8 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
           - linen: `(y, updates)`, as `apply` with `mutable=['batch_moments', 'batch_stats']` returns it. In evaluation
             ['batch_moments'] is enough, unless a stack (nn.scan, nn.vmap) has no entry for it in `variable_axes`.
           - nnx: calls the model; what it returns is not used.
-          - functional: `(y, moments)`, where `moments` is the tree of `batch_stats` with a `jaxbn.Moments` in the place
-            of each layer's statistics.
+          - functional: `(y, moments)`, where `moments` is the tree of `batch_stats` with a `jaxbn.Moments` in place of
+            each layer's statistics.
       model: variables {'params': ..., 'batch_stats': ...}, or an nnx module. It is not changed.
       batch: a pytree of arrays, or of objects that convert to arrays (torch tensors, data frames). If each of several
         processes has its own batch, only the one given here is used; `jaxbn.merge_moments` merges the results.
@@ -79,17 +79,17 @@ def collect_moments(forward: Forward, model: Any, batch: Any) -> dict[Path, Mome
 
 
 class Collector:
-    """Looks at batch after batch: what enters each layer, and the state of the model with which it goes on."""
+    """Runs batch after batch, and keeps what enters each layer and the state with which the model continues."""
 
     def __init__(self, forward: Forward, model: Any, batch_name: str) -> None:
         check_function(forward, "forward", ("model", "batch"))
         self._batch_name = batch_name
         self.stats: dict[Path, BatchStats] = {path: f.batch_stats for path, f in find_batch_norms(model).items()}
-        """running statistics of each layer by its path; those that normalize in evaluation"""
+        """running statistics of each layer by path; the ones that normalize in evaluation"""
         self.notes = notes.Notes()
-        """of the latest trace"""
+        """those of the latest trace"""
         self.calls: list[tuple[Path, bool]] = []
-        """of batch norms in the first trace: path, and whether the running statistics normalized"""
+        """the calls of batch norms in the first trace: path, and whether the running statistics normalized"""
         self._of_nnx = is_nnx(model)
         if self._of_nnx:
             self._collect, self.start, self._go_on = _from_nnx(forward, model, self.stats)
@@ -98,7 +98,7 @@ class Collector:
         self._run = jax.jit(self._traced)
 
     def __call__(self, state: Any, batch: Any) -> tuple[list[Moments], Any]:
-        """The moments of each layer, [C], and the next state, for the state before (`start` at first)."""
+        """The moments of each layer, [C], and the next state, given the state before it (at first `start`)."""
         moments, new = self._run(state, list(self.stats.values()), as_arrays(batch, self._batch_name))
         return moments, self._go_on(state, new)
 
@@ -193,7 +193,7 @@ def _from_nnx(forward: Forward, model: Any, stats: dict[Path, BatchStats]):
     graphdef, start = nnx.split(moments_nnx.watched_copy(model, stats))
 
     def collect(state, stats, batch):
-        # A copy: without one the variables of `state` would be those that `forward` writes.
+        # A copy, because `forward` would otherwise write to the variables of `state`.
         model = nnx.merge(graphdef, moments_nnx.with_stats(state, stats), copy=True)
         forward(model, batch)
         return moments_nnx.moments_in(model), moments_nnx.changes(state, nnx.state(model), stats)

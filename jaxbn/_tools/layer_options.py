@@ -1,4 +1,4 @@
-"""The momentum and `unbiased` of each batch norm of a linen model, as its modules say."""
+"""The momentum and `unbiased` of each batch norm of a linen model, read off its modules."""
 
 import sys
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Which parameters are the scales and biases of batch norms, for optimizers that treat them apart."""
+"""Which parameters are the scales and biases of batch norms, for optimizers that treat these differently."""
 
 import sys
 from typing import Any

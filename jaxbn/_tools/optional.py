@@ -1,11 +1,11 @@
-"""Packages that jaxbn can do without: imported by what needs them, when it is called."""
+"""Optional packages, imported when something that needs them is called."""
 
 import importlib
 from types import ModuleType
 
 
 def load(name: str, purpose: str) -> ModuleType:
-    """The module of that name.
+    """The module with that name.
 
     Raises:
       ImportError: it is not installed; the message says what needs it.

@@ -1,7 +1,7 @@
-"""Several processes (`jax.distributed`), each with batches of its own: what they have found, merged, the same in each.
+"""Several processes (`jax.distributed`), each with batches of its own: their results, merged, and the same in each.
 
-Nothing is exchanged until each process has read its batches, so that their numbers may differ. A process that fails
-tells the others, which would wait for it for ever.
+Nothing is exchanged until each process has read all its batches, so their numbers may differ. A process that fails
+tells the others, which would otherwise wait for it forever.
 """
 
 import functools
@@ -16,14 +16,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Group:
-    """All processes of the program. Alone, it does nothing."""
+    """All processes of the program. If there is only one, it does nothing."""
 
     def __init__(self) -> None:
         self._replicated: NamedSharding | None = None
-        """where the batches are arrays over all processes"""
+        """on all devices; None unless the batches are arrays that span all processes"""
 
     def own(self, batch: Any, tree: Any) -> Any:
-        """`tree` as it fits the batches of this process: arrays of its own, where the batches are.
+        """`tree` to go with these batches: arrays of this process alone, unless the batches span all processes.
 
         Raises:
           ValueError: an array of `tree` is split over the processes, and the batches are not.
@@ -42,15 +42,15 @@ class Group:
             self._headers(failed=True, number=0, size=0)
 
     def merged(self, total: Any, number: int, merge: Callable[[Any, Any], Any]) -> Any:
-        """What all processes have found in their batches, the same in each.
+        """The merged results of all processes, the same in each.
 
         Args:
-          total: what this process has found, a pytree of arrays; None without batches.
-          number: of its batches.
-          merge: of what two have found.
+          total: the result of this process, a pytree of arrays; None if it had no batch.
+          number: how many batches it had.
+          merge: a function of two results that returns that of both.
 
         Raises:
-          ValueError: a process had no batch, or something else than the others.
+          ValueError: a process had no batch, or batches or a model of a different kind from the others.
           RuntimeError: a process failed.
         """
         if jax.process_count() == 1:
@@ -78,7 +78,6 @@ class Group:
         if not own:
             return jax.jit(lambda tree: tree, out_shardings=self._replicated)(total)
         everyone = _gather(np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays]))
-        everyone = _gather(np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays]))
         return functools.reduce(merge, [jax.tree.unflatten(structure, _unpacked(row, arrays)) for row in everyone])
 
     def _headers(self, *, failed: bool, number: int, size: int) -> np.ndarray:
@@ -88,7 +87,7 @@ class Group:
 
 
 def placed_as(old: Any, new: jax.Array) -> jax.Array:
-    """`new` on the devices of `old`, of all processes; on none in particular where that is so."""
+    """`new` on the devices of `old`, in all processes; uncommitted if `old` is."""
     if _spans(old):
         value = np.asarray(new)
         return jax.make_array_from_callback(value.shape, old.sharding, value.__getitem__)
@@ -98,7 +97,7 @@ def placed_as(old: Any, new: jax.Array) -> jax.Array:
 
 
 def _gather(row: np.ndarray) -> np.ndarray:
-    """[n] bytes of each process -> [processes, n]."""
+    """[n] bytes from each process -> [processes, n]."""
     return np.asarray(multihost_utils.process_allgather(row))
 
 

@@ -35,7 +35,7 @@ def recalibrate(
 
     Use it after averaging weights (SWA, EMA), for data from a different domain (AdaBN), after fine-tuning, or because
     an average with momentum 0.99 lags behind. The moments of each layer's input are merged exactly over all batches,
-    whatever their sizes, order, masks and devices.
+    whatever their sizes, order, masks or devices.
 
     What enters a layer depends on how the layers before it normalize, which `forward` decides. In training mode they
     use the statistics of each batch, as they did when the weights were learned. In evaluation mode they use the running
@@ -58,23 +58,24 @@ def recalibrate(
       progress: show a progress bar (needs rich), with a total where `len(batches)` is known.
 
     Returns:
-      New variables, or the nnx module itself, changed in place once everything has succeeded. What is no running
-      statistic stays; the random numbers and other state of an nnx module go on from batch to batch meanwhile, as they
-      do in training. A layer that `forward` does not reach, or a channel without any example, keeps its statistics.
-      Where statistics have a `count`, it becomes the number of batches that had an example of the channel.
+      New variables, or the nnx module itself, changed in place once everything has succeeded. Everything but the
+      running statistics stays as it was; meanwhile the random numbers and other state of an nnx module advance from
+      batch to batch, as they do in training. A layer that `forward` does not reach, or a channel without any example,
+      keeps its statistics. A `count`, if there is one, becomes the number of batches that had an example of the
+      channel.
 
     Raises:
       ValueError: there is no batch or no example, or none in one of the processes; a channel is not finite; `batches`
-        can be read only once and `sequential` is set; `forward` gives no moments, or does not take a batch of another
-        structure than the first; or a layer ran and could not report its moments: the message names it, and the entry
-        that is missing. The model is unchanged.
-      TypeError: `forward` is no function of two arguments, `model` is neither variables nor an nnx module, or `batches`
-        are none, or not of arrays.
+        can be read only once and `sequential` is set; `forward` gives no moments, or fails on a batch whose structure
+        differs from that of the first; or a layer ran but could not report its moments, in which case the message names
+        it and the entry that is missing. The model is unchanged.
+      TypeError: `forward` is not a function of two arguments, `model` is neither variables nor an nnx module, or
+        `batches` cannot be iterated or does not consist of arrays.
       RuntimeError: another process failed.
 
     Warns:
-      UserWarning: layers normalized with running statistics that recalibration moved, so that those of the layers
-        after them do not fit: `forward` evaluates, and `sequential` is not set.
+      UserWarning: layers normalized with running statistics that recalibration has since moved, so that those of the
+        layers after them do not fit: `forward` runs in evaluation mode, and `sequential` is not set.
 
     References:
       Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3; Li et al. 2016, "Revisiting batch normalization
@@ -114,7 +115,7 @@ def recalibrate(
             f"or a data loader, got {type(batches).__name__}, which can be read once."
         )
     collector = Collector(forward, model, "batches")
-    # Layers that nn.scan or nnx.scan stacks stand in one array, and are still one after the other.
+    # Layers stacked by nn.scan or nnx.scan share one array, but still run one after the other.
     num_passes = sum(math.prod(s["mean"].shape[:-1]) for s in original.values()) if sequential else 1
     merged: list[Seen] = []
     for number in range(1, num_passes + 1):
@@ -133,7 +134,7 @@ def recalibrate(
 
 
 NOTICEABLE = 0.1
-"""deviations by which statistics may move before it is told"""
+"""standard deviations by which statistics may move without a warning"""
 
 
 @jax.jit
@@ -156,7 +157,7 @@ def _check_finite(moments: dict[Path, Moments]) -> None:
 
 
 def _tell_misfits(collector: Collector, before: dict[Path, BatchStats]) -> None:
-    """Warns where layers normalized with running statistics that are others now: what came after them does not fit."""
+    """Warns if layers normalized with running statistics that have moved since: those of later layers do not fit."""
     order = [path for path, _ in collector.calls]
     moved = {}
     for i, (path, evaluated) in enumerate(collector.calls):
@@ -175,7 +176,7 @@ def _tell_misfits(collector: Collector, before: dict[Path, BatchStats]) -> None:
 
 
 def _distance(old: BatchStats, new: BatchStats) -> float:
-    """How far the outputs of a layer move, in deviations, in the channel that moves most."""
+    """How far the outputs of a layer move, in standard deviations, in the channel that moves most."""
     mean, var, new_mean, new_var = (np.asarray(s[name]) for s in (old, new) for name in ("mean", "var"))
     with np.errstate(all="ignore"):
         deviation = np.sqrt(new_var + 1e-5)

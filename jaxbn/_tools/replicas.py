@@ -1,4 +1,4 @@
-"""One state out of several: the statistics of replicas that were trained without telling each other."""
+"""One state out of several: the statistics of replicas that were trained without communicating."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +24,8 @@ def merge_batch_stats(
     Averaging the variances would leave that part out.
 
     Args:
-      batch_stats: {'mean': [N, C], 'var': [N, C]} of N replicas, or nested dicts and lists of these, as the
-        `batch_stats` collection of a Flax model comes out of `vmap`, `pmap` or `shard_map`; or a sequence of N of
+      batch_stats: {'mean': [N, C], 'var': [N, C]} of N replicas, or nested dicts and lists of these, such as the
+        `batch_stats` collection of a Flax model that `vmap`, `pmap` or `shard_map` returns; or a sequence of N of
         them, [C] each.
       counts: [N], how many examples each replica has seen, >= 0 and not all 0; None if all have seen the same number.
 

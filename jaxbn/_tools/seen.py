@@ -1,4 +1,4 @@
-"""What the batch norms of a model see in a whole data set: the moments of all batches, of all processes."""
+"""What the batch norms of a model see in a whole data set: the moments of all batches, in all processes."""
 
 import functools
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ def _with_batch(total: list[Seen], moments: list[Moments]) -> list[Seen]:
 
 
 def look_at_all(collector: Collector, batches: Iterable[Any]) -> list[Seen]:
-    """What each layer sees in all batches, of all processes."""
+    """What each layer sees in all batches, in all processes."""
     group, number, state = processes.Group(), 0, collector.start
     total: list[Seen] = []
     structure = None
@@ -77,11 +77,11 @@ def with_seen(stats: list[BatchStats], seen: list[Seen], *, unbiased: bool) -> l
 
 
 def _set_layer(batch_stats: BatchStats, seen: Seen, unbiased: bool) -> BatchStats:
-    """The statistics replaced by the moments, channel by channel, where these can be used."""
+    """The statistics, replaced by the moments in each channel in which these are usable."""
     moments = seen.moments.moments
     old = {name: jnp.asarray(batch_stats[name]) for name in ("mean", "var")}
     old["mean"] = as_complex_as(moments.mean, old["mean"])
-    # Not from the old ones: a weight of 0 would keep a NaN.
+    # The old ones do not take part: even with a weight of 0 a NaN would stay.
     fresh = {name: jnp.zeros_like(v, promote(v.dtype, jnp.float32)) for name, v in old.items()}
     fresh = update_batch_stats(fresh, moments, momentum=0.0, unbiased=unbiased)
     usable = (moments.count > 0) & jnp.isfinite(moments.mean) & jnp.isfinite(moments.var)
@@ -89,7 +89,7 @@ def _set_layer(batch_stats: BatchStats, seen: Seen, unbiased: bool) -> BatchStat
     if "count" in batch_stats:
         count = jnp.asarray(batch_stats["count"])
         batches = jnp.where(usable, seen.batches, 0)
-        if count.shape != usable.shape:  # one for all channels of a layer
+        if count.shape != usable.shape:  # one count for all channels of a layer
             channels = tuple(range(count.ndim, usable.ndim))
             usable, batches = usable.any(channels), batches.max(channels)
         new["count"] = jnp.where(usable, batches.astype(count.dtype), count)

@@ -14,10 +14,10 @@ from jaxbn._models.tree import moments_by_path, path_name
 from jaxbn._tools.optional import load
 
 DEAD_SCALE = 1e-3
-"""A scale of at most that much leaves nothing of a channel."""
+"""A channel whose scale is at most this is dead."""
 FAR = 10.0
-"""More standard errors than that are shown in red. Chance gives 2 to 4; neighbouring pixels, which are not independent,
-give more."""
+"""Distances of more standard errors than this are shown in red. Chance gives 2 to 4; neighbouring pixels, which are not
+independent, give more."""
 
 
 class LayerSummary(NamedTuple):
@@ -34,12 +34,12 @@ class LayerSummary(NamedTuple):
     largest_var: float
     """of the running variances, in the squared unit of the data"""
     dead: int
-    """channels that say nothing: a scale within 1e-3 of 0, or a running variance below epsilon"""
+    """channels that carry no information: a scale within 1e-3 of 0, or a running variance below epsilon"""
     not_finite: int
     """channels with a statistic, scale or bias that is not finite"""
     mean_distance: float | None
-    """from the running mean to that of the batch, in standard errors of the latter, of the channel farthest off; None
-    without moments"""
+    """from the running mean to that of the batch, in standard errors of the latter, for the channel that is farthest
+    off; None without moments"""
     var_distance: float | None
     """from the running variance to that of the batch, in standard errors of the latter for normal data, likewise"""
 
@@ -208,9 +208,9 @@ def _row(name: str, layer: Found, moments: Moments | None, epsilon: float) -> La
 
 
 def _distances(mean, var, moments: Moments, epsilon: float) -> tuple[float | None, float | None]:
-    """Of the channel farthest off, in standard errors of a batch that comes from the running statistics.
+    """Those of the channel that is farthest off, in standard errors of a batch drawn from the running statistics.
 
-    A channel that is constant for both, but for what is left of older batches, is dead and not off.
+    A channel that is constant in both, except for traces of older batches, is dead rather than off.
     """
     count, batch_mean, batch_var = (_wide(m) for m in moments)
     count = np.broadcast_to(count, var.shape)

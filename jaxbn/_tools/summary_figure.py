@@ -1,4 +1,4 @@
-"""The figure of `jaxbn.summary`, imported when it is drawn, for it imports matplotlib."""
+"""The figure of `jaxbn.summary`. It imports matplotlib, and is imported only when a figure is drawn."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 HEALTHY, SICK = "#3b6ea5", "#c0392b"
 SMALLEST, LARGEST = 1e-12, 1e12
-"""What the logarithmic axes show at most."""
+"""The range that the logarithmic axis shows at most."""
 
 
 def draw(rows: Sequence["LayerSummary"], far: float) -> Figure:

@@ -185,8 +185,8 @@ def beside(computed: jax.Array, written: jax.Array) -> jax.Array:
     """One of two equal arrays, to be summed: `computed` from what it is made of, or `written` by a pass before.
 
     The sums of a GPU compute it, and write it in the same pass, where their blocks have a warp of rows each; elsewhere
-    they would read all that it is made of once more: 40 bytes an element of float32 with a residual, where the one that
-    is written makes it 36.
+    they would read all that it is made of once more: 40 bytes per element of float32 with a residual, where the array
+    that is written makes it 36.
     """
 
     def plan(program: Program):

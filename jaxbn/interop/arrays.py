@@ -1,4 +1,4 @@
-"""Arrays outside of JAX: every dtype that JAX has as NumPy holds it, tensors of PyTorch, and raw bytes."""
+"""Arrays outside of JAX: every JAX dtype in NumPy, tensors of PyTorch, and raw bytes."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ PLAIN = {
         *("float16", "float32", "float64", "complex64", "complex128"),
     )
 }
-"""The dtypes of JAX that NumPy has by itself."""
+"""The JAX dtypes that are NumPy's own."""
 EXTENDED = {
     name: np.dtype(getattr(ml_dtypes, name))
     for name in (
@@ -25,15 +25,15 @@ EXTENDED = {
     )
     if hasattr(ml_dtypes, name)
 }
-"""The others, one or two bytes an element; files of NumPy know them as raw bytes only."""
+"""The other JAX dtypes, one or two bytes per element; NumPy's files store them as raw bytes only."""
 DTYPES = PLAIN | EXTENDED
 
 
 def as_array(name: str, value: Any, rule: str) -> np.ndarray:
-    """An array of JAX or NumPy, a tensor of PyTorch, a Keras variable or a number, as a NumPy array.
+    """A JAX or NumPy array, a PyTorch tensor, a Keras variable or a number as a NumPy array.
 
     Raises:
-      TypeError: it is none of them, or has a dtype that JAX does not have; `rule` begins the message.
+      TypeError: it is none of these, or has a dtype that JAX does not have; `rule` begins the message.
     """
     kind = type(value).__name__
     if isinstance(value, Mapping):
@@ -44,7 +44,7 @@ def as_array(name: str, value: Any, rule: str) -> np.ndarray:
         raise TypeError(f"{rule}, got random keys at {name!r}: give jax.random.key_data of them.")
     try:
         array = _of_tensor(value.detach().cpu()) if hasattr(value, "detach") else np.asarray(value)
-    except Exception as error:  # spread over processes, traced, quantized: each library has its own
+    except Exception as error:  # spread over processes, traced, quantized: each library raises its own
         raise TypeError(f"{rule}, got {kind} at {name!r}, which is no array here: {error}") from error
     if array.dtype.name not in DTYPES:
         raise TypeError(f"{rule}, got {kind} at {name!r}, of dtype {array.dtype}, which JAX does not have.")
@@ -52,7 +52,7 @@ def as_array(name: str, value: Any, rule: str) -> np.ndarray:
 
 
 def _of_tensor(tensor) -> np.ndarray:
-    """A tensor of PyTorch, which is not imported for it, bit for bit."""
+    """A PyTorch tensor, bit for bit, without importing PyTorch."""
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in EXTENDED:
         return np.asarray(tensor.resolve_conj().resolve_neg())
@@ -62,10 +62,10 @@ def _of_tensor(tensor) -> np.ndarray:
 
 
 def from_bytes(data: bytes | bytearray, dtype: np.dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
-    """The array whose bytes these are, in the order of bytes of `dtype`.
+    """The array with these bytes, in the byte order of `dtype`.
 
     Raises:
-      ValueError: it has another number of bytes, or a boolean that is neither 0 nor 1.
+      ValueError: the number of bytes is wrong, or a boolean is neither 0 nor 1.
     """
     size = math.prod(shape) * dtype.itemsize
     if any(n < 0 for n in shape) or len(data) != size:
@@ -77,6 +77,6 @@ def from_bytes(data: bytes | bytearray, dtype: np.dtype, shape: tuple[int, ...],
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """The array in the order of bytes of this machine."""
+    """The array in the byte order of this machine."""
     dtype = DTYPES[array.dtype.name]
     return array.view(dtype) if array.dtype.isnative else array.astype(dtype)

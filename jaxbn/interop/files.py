@@ -12,22 +12,22 @@ from jaxbn.interop import npz, safetensors
 from jaxbn.interop.arrays import as_array
 
 SMALL = 2**28
-"""bytes that any file may grow to"""
+"""bytes in memory that any file is allowed"""
 
 
 class FileError(ValueError):
-    """A file that `interop.load` does not take, or names that `interop.save` cannot write."""
+    """A file that `interop.load` does not accept, or names that `interop.save` cannot write."""
 
 
 def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` or `.safetensors` file by their names, in the dtypes in which they were saved.
+    """The arrays of a `.npz` or `.safetensors` file by name, in the dtypes in which they were saved.
 
     Only arrays are read, and memory is allocated only after its size has been checked, so the file need not be trusted.
 
     Args:
       path: of the file.
-      max_bytes: the most that its arrays may take in memory. None: 256 MiB or four times the size of the file, the
-        larger, so that only what is compressed far more than weights are needs a number.
+      max_bytes: the most that its arrays may take in memory. None: 256 MiB or four times the size of the file,
+        whichever is larger, so that only a file that is compressed far more than weights are needs a number.
 
     Raises:
       FileError: the file is of a different kind, damaged, or larger than `max_bytes`, or holds anything but arrays of
@@ -53,7 +53,7 @@ def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndar
         limit = max(SMALL, 4 * size) if max_bytes is None else max_bytes
         try:
             return npz.read(file, limit) if path.suffix == ".npz" else safetensors.read(file, size, limit)
-        except Exception as error:  # what a damaged file raises is of many kinds
+        except Exception as error:  # a damaged file may raise errors of many kinds
             why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise FileError(f"{path} cannot be read: {why}.") from error
 
@@ -61,13 +61,13 @@ def load(path: str | Path, *, max_bytes: int | None = None) -> dict[str, np.ndar
 def save(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Writes named arrays to a `.npz` or `.safetensors` file, for `jaxbn.interop.load`, NumPy or PyTorch to read.
 
-    The data go to a temporary file, which is then renamed: whatever fails, even a full disk, an old file stays intact.
+    The data go to a temporary file, which is then renamed: whatever fails (a full disk, say), an old file stays intact.
 
     Args:
       path: of the file; its suffix decides the format.
-      arrays: name -> array of any dtype of JAX, or tensor of PyTorch. What NumPy has no name for (bfloat16, float8,
-        int4) stands in a `.npz` as one field of raw bits under the name of the dtype; what safetensors has no name for
-        (complex128, int4) as bytes, with the dtype in its metadata.
+      arrays: name -> array of any dtype of JAX, or tensor of PyTorch. A dtype that NumPy has no name for (bfloat16,
+        float8, int4) is stored in a `.npz` as one field of raw bits under the name of the dtype; one that safetensors
+        has no name for (complex128, int4) as bytes, with the dtype in the metadata.
 
     Raises:
       FileError: `path` has a different suffix, or a name cannot be written in that format.
@@ -84,7 +84,7 @@ def save(path: str | Path, arrays: Mapping[str, Any]) -> None:
     write = npz.write if path.suffix == ".npz" else safetensors.write
     try:
         _replace(path, lambda file: write(file, contents))
-    except ValueError as error:  # a name that has no place in the format, or no encoding
+    except ValueError as error:  # a name that the format cannot hold, or that has no encoding
         raise FileError(f"{path} cannot be written: {error}.") from error
 
 
@@ -101,8 +101,8 @@ def _with_suffix(path: str | Path) -> Path:
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """What `write` writes, whole and on the disk, under the name `path`; or what was there before."""
-    path = path.resolve()  # of a link, what it points to
+    """Leaves at `path` either all that `write` writes, safely on disk, or what was there before."""
+    path = path.resolve()  # of a link, the file that it points to
     beside = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with beside.open("xb") as file:

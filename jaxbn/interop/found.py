@@ -45,7 +45,7 @@ def find_layouts(model: Any, *args: Any, **kwargs: Any) -> dict[str, Layout]:
 
 
 def _flattened(program, value) -> AfterFlatten | None:
-    """The image that was flattened to the last axis of a value, but for what goes element by element."""
+    """The image that was flattened into the last axis of a value, passing over elementwise operations."""
     while value in program.maker:
         equation, shape = program.equations[program.maker[value]], program.avals[value].shape
         if equation.primitive == "reshape":
@@ -58,7 +58,7 @@ def _flattened(program, value) -> AfterFlatten | None:
 
 
 def _image(before: tuple[int, ...], after: tuple[int, ...]) -> AfterFlatten | None:
-    """[..., height, width, channels] -> [..., features]; of other numbers of axes, one after the other."""
+    """[..., height, width, channels] -> [..., features]; with more or fewer axes, one after another."""
     for rank in range(2, len(before) + 1):
         *spatial, channels = before[-rank:]
         if math.prod(before[-rank:]) == after[-1] and math.prod(spatial) > 1:

@@ -8,10 +8,10 @@ import numpy as np
 
 class ConvTranspose(NamedTuple):
     """A kernel of a transposed convolution. PyTorch and Keras compute the gradient of a convolution, which reads the
-    kernel from its end; Flax does so with `transpose_kernel=True` only."""
+    kernel backwards; Flax does so only with `transpose_kernel=True`."""
 
     transpose_kernel: bool = False
-    """the field of the Flax layer"""
+    """the field of that name of the Flax layer"""
 
 
 class AfterFlatten(NamedTuple):
@@ -23,7 +23,7 @@ class AfterFlatten(NamedTuple):
 
 
 class Depthwise(NamedTuple):
-    """A kernel of Keras' `DepthwiseConv2D`, [height, width, features, multiplier]; a `Conv` of Flax with
+    """A kernel of Keras' `DepthwiseConv2D`, [height, width, features, multiplier]; in Flax, a `Conv` with
     `feature_group_count=features`."""
 
     features: int
@@ -45,9 +45,9 @@ class Framework(NamedTuple):
     norm_leaves: dict[str, str]
     """the same, where it differs in a normalization layer"""
     ignored: tuple[str, ...]
-    """endings of entries that need no place with us"""
+    """suffixes of entries that we have no use for"""
     kernel: Callable[[np.ndarray, Layout, bool], np.ndarray]
-    """a kernel in the layout of Flax, from theirs; the other way round where the flag is True"""
+    """their kernel in the layout of Flax, or the other way round if the flag is True"""
 
 
 def torch_kernel(kernel: np.ndarray, layout: Layout, export: bool) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxbn.interop.names import TABLES, by_shape
 from jaxbn.interop.slots import Opened
 
 SHOWN = 8
-"""misfits, and rows of a proposal"""
+"""how many misfits, and how many rows of a proposal, are shown"""
 
 
 class Misfit(NamedTuple):
@@ -21,9 +21,9 @@ class Misfit(NamedTuple):
     what: str
     """'missing', 'left over', 'of another shape', ..."""
     key: str
-    """in the checkpoint"""
+    """its name in the checkpoint"""
     path: str | None
-    """of the layer in the model; None where it has none"""
+    """that of the layer in the model; None if it has none"""
     text: str
 
 
@@ -37,7 +37,7 @@ def explain(
     """The message of the error.
 
     Args:
-      attempt: (names, prefix) -> (values, misfits), to try what is proposed.
+      attempt: a function (names, prefix) -> (values, misfits), with which proposals are tried.
     """
     numbers = ", ".join(f"{n} {what}" for what, n in Counter(m.what for m in misfits).items())
     lines = [f"  {m.what}: {m.text}" for m in misfits[:SHOWN]]
@@ -96,7 +96,7 @@ def _by_shape(framework: Framework, misfits, opened: Opened, arrays, fits) -> li
 
 
 def _prefixes(misfits: list[Misfit], arrays) -> set[str]:
-    """What stands before the names of entries that are missing."""
+    """The prefix in front of the names of entries that are missing."""
     keys = [m.key for m in misfits if m.what == "missing"][:1]
     return {name.removesuffix(key) for key in keys for name in arrays if name.endswith(f".{key}")}
 

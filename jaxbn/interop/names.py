@@ -1,9 +1,9 @@
-"""Names of layers in another framework, by patterns: a table says which belong together, not one by one.
+"""Names of layers in another framework, by patterns: a table pairs them in groups instead of one by one.
 
 A row is `pattern in the model: pattern in the checkpoint`. `*` stands for anything within one part of a name, `**` for
-any number of parts. What matches is paired by kind (convolutions with convolutions, batch norms with batch norms) and
-in order (2 before 10), the first with the first; there must be as many on both sides. Rows are taken from the top, and
-what one has taken is gone for the next.
+any number of parts. Matches are paired by kind (convolutions with convolutions, batch norms with batch norms) and in
+order (2 before 10), the first with the first; both sides must have the same number. Rows are applied from the top, and
+what one row has matched is not available to the next.
 """
 
 import re
@@ -27,7 +27,7 @@ TORCHVISION_RESNET: Mapping[str, str] = MappingProxyType(
         "Dense_0": "fc",
     }
 )
-"""ResNets, ResNeXts and wide ResNets of torchvision and timm, for one with the names of Flax's ImageNet example."""
+"""ResNets, ResNeXts and wide ResNets of torchvision and timm, for a model named as in Flax's ImageNet example."""
 TORCHVISION_MOBILENET_V2: Mapping[str, str] = MappingProxyType(
     {
         "InvertedResidual_*/**": "features.*.conv.**",
@@ -36,7 +36,7 @@ TORCHVISION_MOBILENET_V2: Mapping[str, str] = MappingProxyType(
         "Dense_0": "classifier.1",
     }
 )
-"""MobileNetV2 of torchvision, for one of compact modules: stem, `InvertedResidual_*`, last convolution, `Dense_0`."""
+"""MobileNetV2 of torchvision, for a compact module of a stem, `InvertedResidual_*`, last convolution and `Dense_0`."""
 TIMM_MOBILENET_V2: Mapping[str, str] = MappingProxyType(
     {
         "InvertedResidual_0/Conv_0": "blocks.0.0.conv_dw",
@@ -51,7 +51,7 @@ TIMM_MOBILENET_V2: Mapping[str, str] = MappingProxyType(
         "Dense_0": "classifier",
     }
 )
-"""The same network in timm, whose first block has no expansion and other names."""
+"""The same network in timm, whose first block has no expansion and different names."""
 TABLES = {
     "TORCHVISION_RESNET": TORCHVISION_RESNET,
     "TORCHVISION_MOBILENET_V2": TORCHVISION_MOBILENET_V2,
@@ -60,10 +60,10 @@ TABLES = {
 
 
 def check_names(names: Any, prefix: Any, layouts: Any = None) -> None:
-    """The names, the prefix and the layouts, as far as they say it without a model.
+    """Checks the names, the prefix and the layouts as far as that is possible without a model.
 
     Raises:
-      TypeError: one is of another type.
+      TypeError: one of them has the wrong type.
     """
     for argument, given, values in (("names", names, str), ("layouts", layouts, object)):
         rule = f"map paths of layers to {argument}"
@@ -78,12 +78,12 @@ def resolve(names: Mapping[str, str], ours: Kinds, theirs: Kinds, separator: str
     """The names of the layers that the rows match: path -> name in the other framework.
 
     Args:
-      names: the table; a row without `*` is taken as it is.
+      names: the table; a row without `*` is used as it is.
       ours, theirs: the layers of both sides.
-      separator: between the parts of their names; of ours it is '/'.
+      separator: what separates the parts of their names; in ours it is '/'.
 
     Raises:
-      ValueError: a row without `*` speaks of no layer of the model, or one with it matches more on one side.
+      ValueError: a row without `*` names no layer of the model, or one with `*` matches more layers on one side.
     """
     found: dict[str, str] = {}
     for path, name in names.items():
@@ -106,7 +106,7 @@ def resolve(names: Mapping[str, str], ours: Kinds, theirs: Kinds, separator: str
 
 
 def by_shape(ours: Mapping[str, object], theirs: Mapping[str, object]) -> dict[str, str]:
-    """A guess: each layer of ours with the first of theirs, in order, that has its kind and shapes."""
+    """A guess: pairs each of our layers with the first of theirs, in order, that has its kind and shapes."""
     left, guess = sorted(theirs, key=in_order), {}
     for path in sorted(ours, key=in_order):
         name = next((n for n in left if theirs[n] == ours[path]), None)
@@ -122,12 +122,12 @@ def is_pattern(*texts: str) -> bool:
 
 
 def in_order(name: str) -> list[tuple[int, int, str]]:
-    """The key by which 'block2' stands before 'block10'."""
+    """The sort key by which 'block2' comes before 'block10'."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)|[/._]", name) if part]
 
 
 def kind(leaves: Iterable[str], rank: Callable[[str], int]) -> str:
-    """What a layer is, by the variables that it has (in any framework) and their numbers of axes."""
+    """The kind of a layer, judged by its variables (in any framework) and how many axes they have."""
     leaves = set(leaves)
     if leaves & {"mean", "running_mean", "moving_mean"}:
         return "batch norm"

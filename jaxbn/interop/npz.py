@@ -1,5 +1,5 @@
-"""`.npz` files: a zip of one `.npy` for each array. What NumPy has no dtype for stands as one field of raw bits, whose
-name is the dtype: `np.load(file)["w"]["bfloat16"].view(ml_dtypes.bfloat16)`."""
+"""`.npz` files: a zip with one `.npy` for each array. A dtype that NumPy does not have is stored as one field of raw
+bits, named after the dtype: `np.load(file)["w"]["bfloat16"].view(ml_dtypes.bfloat16)`."""
 
 import math
 import zipfile
@@ -15,10 +15,10 @@ SIGNED = b"jaxbn names crc32="
 
 
 def write(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
-    """The arrays as a `.npz` file: the same bytes each time.
+    """Writes the arrays as a `.npz` file: the same bytes each time.
 
     Raises:
-      ValueError: a name cannot stand in a zip file.
+      ValueError: a zip file cannot hold a name.
     """
     with zipfile.ZipFile(file, "w") as archive:
         archive.comment = _signature(arrays)
@@ -31,11 +31,11 @@ def write(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read(file: BinaryIO, max_bytes: int) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` file. Every size is checked before anything of that size is made.
+    """The arrays of a `.npz` file. Every size is checked before anything of that size is allocated.
 
     Raises:
       ValueError: it holds anything but arrays, or more than `max_bytes` of them.
-      Exception: of many kinds, where it is damaged.
+      Exception: of many kinds, if it is damaged.
     """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -55,7 +55,7 @@ def read(file: BinaryIO, max_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _signature(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A checksum of the names: those of the arrays stand in a zip file, but it may lose a whole entry."""
+    """A checksum of the names: a zip file has one for each array, but may lose a whole entry."""
     return SIGNED + str(zlib.crc32("\0".join(arrays).encode())).encode()
 
 
@@ -66,9 +66,9 @@ def _read_array(entry: IO[bytes], size: int, name: str) -> np.ndarray:
         raise ValueError(f"entry {name!r} must be of version 1.0 or 2.0 of the .npy format, got {version}")
     shape, fortran, dtype = headers[version](entry)
     true_dtype = _true_dtype(dtype, name)
-    # Never `read()`: it would unpack whatever is there, and only then cut it to the size that the zip file states.
+    # Never `read()`: it would unpack whatever is there, and only then cut it down to the size that the zip file states.
     data = entry.read(min(math.prod(shape) * dtype.itemsize, size))
-    if entry.read(1):  # also the end of the entry, where its checksum is compared
+    if entry.read(1):  # reaching the end of the entry also compares its checksum
         raise ValueError(f"entry {name!r} must be one array, got more than {dtype}{list(shape)}")
     return from_bytes(data, true_dtype, shape, "F" if fortran else "C")
 

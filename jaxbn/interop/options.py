@@ -1,4 +1,4 @@
-"""The fields of a batch norm of Flax or jaxbn, and the arguments of PyTorch's and Keras' that mean the same."""
+"""The fields of a batch norm in Flax or jaxbn, and the arguments in PyTorch and Keras that mean the same."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -7,16 +7,16 @@ from typing import Any
 from jaxbn._core import checks
 
 PYTORCH: Mapping[str, Any] = MappingProxyType({"momentum": 0.9, "epsilon": 1e-5, "unbiased": True})
-"""The fields of a batch norm that behaves as `torch.nn.BatchNorm2d()`."""
+"""The fields of a batch norm that behaves like `torch.nn.BatchNorm2d()`."""
 KERAS: Mapping[str, Any] = MappingProxyType({"momentum": 0.99, "epsilon": 1e-3, "unbiased": False})
-"""The fields of a batch norm that behaves as `keras.layers.BatchNormalization()`."""
+"""The fields of a batch norm that behaves like `keras.layers.BatchNormalization()`."""
 
 
 def from_torch_options(momentum: float | None = 0.1, eps: float = 1e-5, affine: bool = True) -> dict[str, Any]:
-    """The fields of a batch norm that behaves as `torch.nn.BatchNorm2d(momentum=..., eps=..., affine=...)`.
+    """The fields of a batch norm that behaves like `torch.nn.BatchNorm2d(momentum=..., eps=..., affine=...)`.
 
     Raises:
-      ValueError, TypeError: an argument is none that `torch.nn.BatchNorm2d` takes.
+      ValueError, TypeError: `torch.nn.BatchNorm2d` does not accept an argument.
 
     Example:
       >>> from jaxbn import interop
@@ -39,7 +39,7 @@ def to_torch_options(
 
     Raises:
       ValueError: PyTorch has no such batch norm: it always divides by n - 1, and has both scale and bias or neither.
-      TypeError: an argument is of another type.
+      TypeError: an argument has the wrong type.
 
     Example:
       >>> from jaxbn import interop
@@ -60,7 +60,7 @@ def to_torch_options(
 
 
 def _one_minus(momentum: float | None) -> float | None:
-    """The weight of the new value of that of the old one, or the other way round."""
+    """The weight of the new value from that of the old one, or the other way round."""
     if momentum is None:
         return None
     number = checks.check_number(momentum, "momentum")

@@ -1,7 +1,7 @@
 """`.safetensors` files: the length of a header, the header in JSON, the bytes of the arrays.
 
-A dtype that the format does not have stands as bytes, U8 with one more axis, and its name in the metadata, together
-with a checksum that `load` compares; other readers pass over both.
+A dtype that the format does not have is stored as bytes, U8 with one more axis, and its name in the metadata, together
+with a checksum that `load` compares; other readers ignore both.
 """
 
 import json
@@ -28,20 +28,20 @@ CODES = {
 """dtype -> its name in the format"""
 NAMES = {code: name for name, code in CODES.items()}
 MAX_HEADER = 100_000_000
-"""bytes, as the format says"""
+"""bytes, the limit of the format"""
 
 
 def write(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
-    """The arrays as a safetensors file.
+    """Writes the arrays as a safetensors file.
 
     Raises:
-      ValueError: an array is called '__metadata__', which the format keeps for itself.
+      ValueError: an array is called '__metadata__', which the format reserves.
     """
     if "__metadata__" in arrays:
         raise ValueError("a name in a .safetensors file must not be '__metadata__', which the format keeps for itself")
     header: dict[str, Any] = {}
     dtypes, at, checksum = {}, 0, 0
-    # As the format asks for: the largest elements first, so that each array is aligned.
+    # As the format requires: the largest elements first, so that each array is aligned.
     names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     for name in names:
         array = arrays[name]
@@ -65,7 +65,7 @@ def read(file: BinaryIO, size: int, max_bytes: int) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: it holds anything but arrays, or more than `max_bytes` of them, or is damaged.
-      Exception: of other kinds, where it is damaged.
+      Exception: of other kinds, if it is damaged.
     """
     length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER, size - 8):
@@ -117,7 +117,7 @@ def _canonical(header: Mapping[str, Any], dtypes: Mapping[str, str]) -> bytes:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names are different: of two with one name, Python would take the second."""
+    """A JSON object without duplicate names: of two with the same name, Python would keep the second."""
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
         raise ValueError(f"a name must stand once, got {next(n for n in names if names.count(n) > 1)!r} twice")

@@ -17,29 +17,29 @@ class Slot(NamedTuple):
     name: str
     """'params/conv1/kernel'"""
     path: str
-    """of its layer: 'conv1'"""
+    """the path of its layer, 'conv1'"""
     leaf: str
     """'kernel'"""
     key: str
     """its name in the other framework, 'conv1.weight'"""
     layout: Layout
     told: bool
-    """whether the layout is known, and not merely that of most layers"""
+    """whether the layout is known, rather than assumed to be that of most layers"""
     value: Any
-    """array, or its shape and dtype"""
+    """the array, or its shape and dtype"""
 
 
 class Opened(NamedTuple):
     """A model as a list of variables."""
 
     variables: list[tuple[str, Path, str, Any]]
-    """(collection, path of the layer, leaf, value) each"""
+    """a (collection, path of the layer, leaf, value) for each"""
     kinds: dict[str, str]
-    """path of a layer -> what it is"""
+    """path of a layer -> its kind"""
     layouts: dict[str, Layout]
-    """of the layers whose class is known"""
+    """the layouts of the layers whose class is known"""
     build: Callable[[list[Any]], Any]
-    """a model of the same kind of as many values"""
+    """makes a model of the same kind from as many values"""
 
 
 def open_model(model: Any) -> Opened:
@@ -53,7 +53,7 @@ def open_model(model: Any) -> Opened:
     collections = {k: variables[k] for k in ("params", "batch_stats") if k in variables}
     keyed, structure = jax.tree_util.tree_flatten_with_path(collections)
     paths = [plain_path(keys) for keys, _ in keyed]
-    # A box of Flax (nn.Partitioned) is one more step, under the name `value`.
+    # A box of Flax (nn.Partitioned) adds one more step to the path, with the name `value`.
     paths = [p[:-1] if hasattr(keys[-1], "name") else p for p, (keys, _) in zip(paths, keyed, strict=True)]
     for path, (_, value) in zip(paths, keyed, strict=True):
         if len(path) < 2 or not (hasattr(value, "shape") and hasattr(value, "dtype")):
@@ -90,8 +90,8 @@ def name_slots(
     """The variables of a model with their names in the other framework.
 
     Raises:
-      TypeError: a layout is none.
-      ValueError: `names` or `layouts` speak of a layer that the model does not have; or two variables get one name.
+      TypeError: one of the `layouts` is not a layout.
+      ValueError: `names` or `layouts` has a layer that the model does not have, or two variables get the same name.
     """
     names, given = dict(names or {}), dict(layouts or {})
     for what, mapping in (("names", names), ("layouts", given)):
@@ -120,9 +120,9 @@ def name_slots(
 
 
 def may_be_transposed(slot: Slot) -> bool:
-    """Whether a kernel may be that of a transposed convolution without a word of it: by its shape it fits both ways.
+    """Whether a kernel may belong to a transposed convolution that was not declared: its shape fits both ways.
 
-    Plain variables do not tell; names like those of Flax, and windows of an even size, speak for it.
+    Plain variables do not say; names like Flax's, and windows of an even size, suggest it.
     """
     shape = slot.value.shape
     if slot.leaf != "kernel" or slot.told or len(shape) < 3 or shape[-1] != shape[-2]:
@@ -138,7 +138,7 @@ def _join(path) -> str:
 
 
 def _known_layouts(model) -> dict[str, Layout]:
-    """The layouts of the convolutions of an nnx module; those of plain variables look all alike."""
+    """The layouts of the convolutions of an nnx module; in plain variables they all look alike."""
     if not is_nnx(model):
         return {}
     from flax import nnx

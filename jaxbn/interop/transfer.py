@@ -1,4 +1,4 @@
-"""Weights of another framework into the variables of a model, and out of them: all or none."""
+"""Weights of another framework into the variables of a model, and back: all or none."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def take(
     prefix: str,
     layouts: Mapping[str, Layout] | None,
 ) -> Any:
-    """The model with the values of `source`, where all of them fit."""
+    """The model with the values of `source`, if all of them fit."""
     check_names(names, prefix, layouts)
     arrays = as_arrays(source, framework.weights)
     opened = open_model(model)
@@ -41,7 +41,7 @@ def as_arrays(source: Any, argument: str) -> dict[str, np.ndarray]:
     """The entries of a checkpoint.
 
     Raises:
-      TypeError: one is no array.
+      TypeError: one of them is not an array.
     """
     rule = "map names to arrays or tensors"
     check_mapping(source, argument, rule)
@@ -76,7 +76,7 @@ def plain_names(
 
 
 def layers(framework: Framework, arrays: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, str]:
-    """The layers of a checkpoint under a prefix, and what each is."""
+    """The layers of a checkpoint under a prefix, and the kind of each."""
     leaves: dict[str, dict[str, int]] = {}
     for key, array in arrays.items():
         if key.startswith(prefix):
@@ -88,7 +88,7 @@ def layers(framework: Framework, arrays: Mapping[str, np.ndarray], prefix: str =
 def give(
     framework: Framework, model: Any, names: Mapping[str, str] | None, prefix: str, layouts: Mapping[str, Layout] | None
 ) -> dict[str, np.ndarray]:
-    """The arrays of the model by their names in the other framework."""
+    """The arrays of the model by name in the other framework."""
     check_names(names, prefix, layouts)
     if any(is_pattern(*row) for row in dict(names or {}).items()):
         raise ValueError(
@@ -143,7 +143,7 @@ def _value(framework: Framework, slot: Slot, theirs: np.ndarray | None) -> tuple
 
 
 def _cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
-    """The value in another dtype; None where something finite or complex would be lost."""
+    """The value in a different dtype; None if finite values or imaginary parts would be lost."""
     if np.iscomplexobj(value) and not jnp.issubdtype(dtype, jnp.complexfloating):
         return None
     if jnp.issubdtype(dtype, jnp.integer) and value.dtype != dtype:  # a count is never beyond its largest value
@@ -160,8 +160,8 @@ def _absent(framework: Framework, slot: Slot) -> bool:
 
 
 def _convert(framework: Framework, slot: Slot, value: np.ndarray, export: bool) -> np.ndarray | None:
-    """The value in the other layout; None where its shape has no such layout."""
-    if slot.leaf == "count":  # one for all channels there, one for each here
+    """The value in the other layout; None if its shape does not have that layout."""
+    if slot.leaf == "count":  # one for all channels there, one for each channel here
         return (
             np.max(value, initial=0)
             if export
@@ -173,5 +173,5 @@ def _convert(framework: Framework, slot: Slot, value: np.ndarray, export: bool) 
         return value
     try:
         return framework.kernel(value, slot.layout, export)
-    except ValueError:  # another rank or size than the layout has
+    except ValueError:  # its rank or size is not that of the layout
         return None

@@ -25,15 +25,15 @@ def from_torch(
     Args:
       state_dict: name -> array or tensor, as `model.state_dict()` or `interop.load(file)` give it.
       model: variables {'params': ..., 'batch_stats': ...} of linen (arrays, or what `jax.eval_shape` makes of `init`),
-        or an nnx module: what the weights are for. It gives names, shapes and dtypes, and is unchanged.
+        or an nnx module. The weights are for this model: it gives names, shapes and dtypes, and is not changed.
       names: path of a layer -> its name in PyTorch, where that differs: {'Conv_0': 'features.0'}. By default
         'layer1/0/bn1' is 'layer1.0.bn1'. `*` in both makes a row a pattern (see `interop.match_names`);
         `interop.TORCHVISION_RESNET`, `TORCHVISION_MOBILENET_V2` and `TIMM_MOBILENET_V2` are such tables.
-      prefix: in front of every name in PyTorch, 'module.' for one that was trained with `DistributedDataParallel`.
+      prefix: in front of every name in PyTorch, such as 'module.' after training with `DistributedDataParallel`.
       layouts: path of a layer -> `interop.ConvTranspose(transpose_kernel)`; or, for a dense layer behind a flattened
         image, `interop.AfterFlatten(height, width, channels)`; or None for neither. An nnx module shows its own
-        transposed convolutions. Of variables, a kernel with as many inputs as outputs whose name or even window speaks
-        for a transposed convolution must be named here; `interop.find_layouts` finds all of them in the model.
+        transposed convolutions. In variables, a kernel with as many inputs as outputs whose name or even window
+        suggests a transposed convolution must be named here; `interop.find_layouts` finds all of them in the model.
 
     Returns:
       New variables or a new module, of the structure and dtypes of `model`. `num_batches_tracked` becomes the `count`
@@ -41,7 +41,7 @@ def from_torch(
 
     Raises:
       ValueError: entries are missing, left over, of a different shape or outside the range of the model's dtype. The
-        message has the first few, their number and, where there are any, names with which all would fit. Or one name
+        message has the first few, their number and, if there are any, names with which all would fit. Or one name
         stands for two layers.
       TypeError: an entry is not an array, or `model` is not a model.
 
@@ -136,14 +136,14 @@ def from_keras(
     """The model with the weights of a Keras 3 model. Either all of them fit or none is imported.
 
     Args:
-      weights: `keras_model.weights`, or path -> array, 'sequential/conv2d/kernel' say.
+      weights: `keras_model.weights`, or path -> array, with paths like 'sequential/conv2d/kernel'.
       model, names: as in `from_torch`; a path is the same in Keras by default.
-      prefix: in front of every path in Keras, 'sequential/' say.
+      prefix: in front of every path in Keras, such as 'sequential/'.
       layouts: path of a layer -> `interop.ConvTranspose(transpose_kernel)` or `interop.Depthwise(features)`.
 
     Returns:
-      New variables or a new module, of the structure and dtypes of `model`. A `count` stays: Keras has none. So do the
-      states of its random generators, which have no place here.
+      New variables or a new module, of the structure and dtypes of `model`. A `count` stays as it is, since Keras has
+      none. The states of Keras' random generators are ignored.
 
     Raises:
       ValueError, TypeError: as `from_torch`.

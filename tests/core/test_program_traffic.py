@@ -54,7 +54,7 @@ def test_the_reader_counts_large_arrays_once_a_kernel():
 
 
 def both_passes(shape, dtype, **options):
-    """Bytes an element of forward and backward in one program for the CPU, nothing else beside."""
+    """Bytes per element of forward and backward in one program for the CPU."""
     params, stats = jaxbn.init(shape[-1])
 
     def run(params, x, dy):

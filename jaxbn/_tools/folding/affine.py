@@ -1,4 +1,4 @@
-"""In evaluation a batch norm is one multiply-add a channel: what that does to kernel and bias of a layer beside it."""
+"""In evaluation a batch norm is one multiply-add per channel: what that does to the kernel and bias of a neighbor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from jaxbn._core.normalize import multiplier
 from jaxbn._core.numbers import promote, real_dtype
 
 Weights = Mapping[str, Any]
-"""{'kernel': array, ...} of one layer"""
+"""{'kernel': array, ...}, those of one layer"""
 
 
 class FeaturesError(ValueError):
-    """A layer and a batch norm of different numbers of features."""
+    """A layer and a batch norm differ in their number of features."""
 
 
 def previous(kernel, bias, affine, out_axis: int = -1, *, multiple: bool = False) -> tuple[jax.Array, jax.Array]:
     """Kernel and bias of `fold_into_previous`, in at least float32; `affine` is what `affine_of` returns.
 
-    `multiple`: the layer may have k times as many features; each channel is every C-th of them.
+    `multiple`: the layer may have k times as many features; every C-th of them belongs to the same channel.
     """
     a, mean, shift = affine
     axis = out_axis % kernel.ndim
@@ -39,7 +39,7 @@ def following(
 ):
     """Kernel and bias of `fold_into_next`, in at least float32; `affine` is what `affine_of` returns.
 
-    `multiple`: the layer may have k times as many inputs, as behind a flattened image; each channel is every C-th.
+    `multiple`: the layer may have k times as many inputs, as after a flattened image; every C-th is the same channel.
     """
     a, mean, shift = affine
     axis = in_axis % kernel.ndim
@@ -60,11 +60,11 @@ def following(
 
 
 def identity(params, batch_stats, epsilon: float, shift: jax.Array | None = None):
-    """The params and batch_stats, of the keys, shapes and dtypes given, with which a batch norm only adds `shift`."""
+    """The params and batch_stats, with the same keys, shapes and dtypes, with which a batch norm only adds `shift`."""
     params, batch_stats = dict(params), dict(batch_stats)
     mean, var = batch_stats["mean"], batch_stats["var"]
     one = jnp.ones_like(var)
-    # In floating point too: (1 - epsilon) + epsilon rounds to 1.
+    # This is exact in floating point too: (1 - epsilon) + epsilon rounds to 1.
     batch_stats.update(mean=jnp.zeros_like(mean), var=one - jnp.asarray(epsilon, var.dtype))
     params.update({k: jnp.full_like(v, k == "scale") for k, v in params.items()})
     if shift is not None and "bias" in params:
@@ -85,19 +85,19 @@ def affine_of(params, batch_stats, epsilon: float, kernel) -> tuple[jax.Array, .
 
 
 def fold_weights(norm: Weights, layers: Sequence[Weights], calls: Sequence[Any], backward: bool):
-    """The weights of a batch norm and of the layers that take it up, folded, in their dtypes.
+    """The weights of a batch norm and of the layers that absorb it, folded, in their dtypes.
 
     Args:
-      norm: {'mean': [C], 'var': [C]} and perhaps 'scale', 'bias' [C] and more, which stays.
+      norm: {'mean': [C], 'var': [C]} and perhaps 'scale', 'bias' [C] and others, which stay as they are.
       layers: {'kernel', 'bias'} each; 'bias' may be absent.
       calls: `flow.Call` of the batch norm and of each layer.
-      backward: whether the one layer stands before the batch norm.
+      backward: whether there is one layer, before the batch norm.
 
     Returns:
-      norm, layers, and whether what was finite stayed so.
+      norm, layers, and whether what was finite is still finite.
 
     Raises:
-      ValueError: the features do not fit.
+      ValueError: the numbers of features do not fit.
     """
     params = {k: v for k, v in norm.items() if k in ("scale", "bias")}
     stats = {k: v for k, v in norm.items() if k not in params}
@@ -111,7 +111,7 @@ def fold_weights(norm: Weights, layers: Sequence[Weights], calls: Sequence[Any],
             kernel, added = following(kernel, bias, affine, call.groups, call.in_axis, call.num_out_axes, multiple=True)
         changed = {"kernel": kernel.astype(layer["kernel"].dtype)}
         if bias is None:
-            shift = added[: affine[1].size]  # it repeats from channel to channel
+            shift = added[: affine[1].size]  # the rest repeats it
         else:
             changed["bias"] = added.astype(bias.dtype)
         finite &= ~_finite(layer["kernel"]) | jnp.array([_finite(v) for v in changed.values()]).all()
@@ -121,7 +121,7 @@ def fold_weights(norm: Weights, layers: Sequence[Weights], calls: Sequence[Any],
 
 
 def overflow(dtype) -> str:
-    """The message where a folded layer is not finite."""
+    """The message for a folded layer that is not finite."""
     return (
         f"The folded layer is not finite in {dtype.name}: the running statistics are not finite, or too small for that "
         "dtype; nothing was folded."
@@ -143,7 +143,7 @@ def _check_features(features: int, what: str, kernel, mean, multiple: bool) -> N
 
 
 def check_overflow(old: jax.Array, *new: jax.Array) -> None:
-    """What was finite stays so; under a trace there is nothing to look at."""
+    """Checks that what was finite is still finite, if the values are known and not traced."""
     if any(isinstance(v, Tracer) for v in (old, *new)) or not bool(_finite(old)):
         return
     if not all(bool(_finite(v)) for v in new):

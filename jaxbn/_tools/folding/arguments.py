@@ -8,7 +8,7 @@ import numpy as np
 
 
 def split_arrays(args: tuple) -> tuple[list[Any], Callable[[list[Any]], tuple]]:
-    """The arrays among the arguments (tensors of PyTorch too, as NumPy's), and what puts others in their place."""
+    """The arrays among the arguments (PyTorch's tensors as NumPy arrays), and a function that replaces them."""
     leaves, structure = jax.tree.flatten(args)
     where = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
     arrays = [
@@ -23,7 +23,7 @@ def split_arrays(args: tuple) -> tuple[list[Any], Callable[[list[Any]], tuple]]:
 
 
 def split_input(args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, dict[str, Any]]:
-    """What a layer is called with: its input, the first argument or under the name that Flax gives it, and the rest."""
+    """The arguments of a layer: its input, whether positional or under the name that Flax gives it, and the rest."""
     if args:
         return args[0], args[1:], kwargs
     name = next(name for name in ("x", "inputs") if name in kwargs)

@@ -1,7 +1,7 @@
-"""Who reads whom: the layers and batch norms that a model calls, found in its program.
+"""Which layer reads which: the layers and batch norms that a model calls, found in its program.
 
-Every layer marks what enters and what leaves it with a named identity. Between two marks only what moves values about
-is passed over (reshape, slices, means); whether a batch norm can cross it is for `region` to find out.
+Every layer marks what enters and what leaves it with a named identity. Between two marks, only operations that move
+values about (reshapes, slices, means) are passed over; `region` finds out whether a batch norm can cross them.
 """
 
 import json
@@ -19,7 +19,7 @@ PASSED = {
     *("slice", "dynamic_slice", "gather", "convert_element_type", "reduce_precision", "sharding_constraint"),
     *("reduce_sum", "reduce_window_sum", "mul", "div", "optimization_barrier"),
 }
-"""Primitives that may stand between a layer and a batch norm, all but one of their inputs constant."""
+"""Primitives that may stand between a layer and a batch norm if all but one of their inputs are constant."""
 
 
 class Call(NamedTuple):
@@ -28,16 +28,16 @@ class Call(NamedTuple):
     path: str
     is_batch_norm: bool
     obstacle: str | None = None
-    """why it takes part in no folding"""
+    """why it cannot be folded at all"""
     obstacle_next: str | None = None
-    """why it does not fold into the next layer, or takes no batch norm from before it"""
+    """why it does not fold into the next layer, or does not absorb a batch norm before it"""
     epsilon: float = 0.0
     out_axis: int = -1
     """of the kernel"""
     in_axis: int = -2
     """of the kernel, the one that holds the features of the input"""
     num_out_axes: int = 1
-    """the last axes of the kernel, which the bias has too"""
+    """how many of the kernel's last axes are output features, which the bias has too"""
     groups: int = 1
     kind: str = ""
     """'batch norm', 'dense', 'convolution', 'transposed convolution'"""
@@ -49,9 +49,9 @@ class Ends(NamedTuple):
     given: Value
     """what is passed to it"""
     entrance: Value
-    """the same behind the mark"""
+    """the same, after the mark"""
     exit: Value
-    """what it returns, behind the mark"""
+    """what it returns, after the mark"""
 
 
 class Flow(NamedTuple):
@@ -63,15 +63,15 @@ class Flow(NamedTuple):
     ends: dict[str, Ends]
     """of the calls that can be folded"""
     source: dict[str, str]
-    """path -> what made its input: the path of another call, or something else in words"""
+    """path -> what produced its input: the path of another call, or a description of something else"""
     targets: dict[str, list[str]]
-    """path -> the calls that read its output; empty where anything else does too"""
+    """path -> the calls that read its output; empty if anything else does too"""
     others: dict[str, str]
-    """path -> what else reads its output, or who does, in words"""
+    """path -> a description of what else reads its output, or of the calls that do"""
 
 
 def marked(call: Call, f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """f(x), with marks at its entrance and its exit. They say all: a trace may be taken from a cache."""
+    """f(x), with marks at its entrance and exit that hold the whole call, because a trace may come from a cache."""
     words = json.dumps(call)
     return checkpoint_name(f(checkpoint_name(x, f"jaxbn.fold in {words}")), f"jaxbn.fold out {words}")
 
@@ -121,7 +121,7 @@ def _mark(eqn, side: str) -> Call | None:
 
 
 def _source(program: Program, values: list[Value], outgoing: dict[Value, str]) -> str:
-    """The path of the call whose output the value is, but for what is passed over; or what made it, in words."""
+    """The path of the call whose output this is, apart from what is passed over; or a description of its origin."""
     while values:
         (value,) = values
         if value in outgoing:
@@ -136,7 +136,7 @@ def _source(program: Program, values: list[Value], outgoing: dict[Value, str]) -
 
 
 def _targets(program: Program, value: Value, incoming: dict[Value, str], found: list[str]) -> str | None:
-    """Finds the calls that read the value, but for what is passed over; and returns what else reads it, in words."""
+    """Adds to `found` the calls that read the value, and returns a description of anything else that reads it."""
     if value in program.outputs:
         return "the end of the model"
     for i in program.readers.get(value, ()):

@@ -1,4 +1,4 @@
-"""What folding needs to know of a layer, read off its fields: those of linen and nnx have the same names."""
+"""What folding needs to know about a layer, read off its fields, which have the same names in linen and nnx."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from jaxbn._tools.folding.flow import Call
 def describe_batch_norm(
     path: str, module, x: jax.Array, use_running_average=None, *, mask=None, residual=None, domain=None, **others
 ) -> Call:
-    """A batch norm and the arguments that it is called with. A mask means nothing in evaluation."""
+    """A batch norm and the arguments that it is called with. In evaluation, a mask has no effect."""
     if use_running_average is None:
         use_running_average = module.use_running_average
     last = feature_axes(module.axis, x.ndim) == (x.ndim - 1,)
@@ -38,7 +38,7 @@ TRAINING = "it normalizes with the statistics of the batch: it must be called wi
 
 
 def check_evaluation(calls: Iterable[Call]) -> None:
-    """The batch norms among the calls, or some of them, normalize with their running statistics.
+    """Checks that at least one of the batch norms among the calls normalizes with its running statistics.
 
     Raises:
       ValueError: none does.
@@ -57,7 +57,7 @@ def describe_dense(path: str, module, x: jax.Array, *others, **options) -> Call:
 
 
 def describe_dense_general(path: str, module, x: jax.Array, *others, **options) -> Call:
-    """A dense layer over several axes, as the projections of attention are: kernel [*axes, *features]."""
+    """A dense layer over several axes, such as the projections of attention: kernel [*axes, *features]."""
     axes = _axes(module.axis, x.ndim)
     features = getattr(module, "out_features", None) or getattr(module, "features", ())
     num_out = 1 if isinstance(features, int) else len(features)
@@ -69,7 +69,7 @@ def describe_dense_general(path: str, module, x: jax.Array, *others, **options) 
 
 
 def describe_einsum(path: str, module, x: jax.Array, einsum_str: str | None = None, *others, **options) -> Call:
-    """A product with a kernel of any axes: it takes a batch norm from after it only."""
+    """A product with a kernel of any axes: it absorbs a batch norm only if that comes after it."""
     subscripts = (einsum_str or module.einsum_str).replace(" ", "")
     inputs, _, output = subscripts.partition("->")
     of_x, _, of_kernel = inputs.partition(",")
@@ -81,7 +81,7 @@ def describe_einsum(path: str, module, x: jax.Array, einsum_str: str | None = No
 
 
 def describe_conv(path: str, module, x: jax.Array, *others, **options) -> Call:
-    """A convolution: a batch norm before it needs padding that copies, or none."""
+    """A convolution: a batch norm before it needs padding that copies values, or none."""
     rank = len(_tuple(module.kernel_size, 1))
     obstacle = None
     if _pads_with_zeros(module, x.shape[-rank - 1 : -1]):
@@ -97,7 +97,7 @@ def describe_conv(path: str, module, x: jax.Array, *others, **options) -> Call:
 
 
 def describe_conv_transpose(path: str, module, x: jax.Array, *others, **options) -> Call:
-    """A transposed convolution: it takes a batch norm from after it only."""
+    """A transposed convolution: it absorbs a batch norm only if that comes after it."""
     obstacle = "a transposed convolution puts zeros around its input"
     out_axis = -2 if module.transpose_kernel else -1
     return Call(path, False, None, obstacle, out_axis=out_axis, kind="transposed convolution")

@@ -1,4 +1,4 @@
-"""Folding, the side of linen: where the weights of a layer stand in the variables, and how its calls are marked."""
+"""Folding in linen: where the weights of a layer are among the variables, and how its calls are marked."""
 
 import functools
 import inspect
@@ -38,7 +38,7 @@ class LinenModel:
         self._arrays, self._join = split_arrays(args)
 
     def flow(self):
-        """Where the outputs of its layers go, and path -> name -> value of the program of their weights."""
+        """Where the outputs of its layers go, and path -> name -> the value in the program of each weight."""
 
         seen: list[flow.Call] = []
 
@@ -47,7 +47,7 @@ class LinenModel:
                 outputs = self._model.apply(variables, *self._join(arrays), **self._kwargs)
             if self._kwargs.get("mutable") in (None, False):
                 return outputs
-            # Weights and statistics that are passed on are no use of them.
+            # Returning the weights and statistics would count as using them.
             return outputs[0], {k: v for k, v in outputs[1].items() if k not in COLLECTIONS}
 
         try:
@@ -61,7 +61,7 @@ class LinenModel:
         return found, _by_layer(numbers)
 
     def weights(self) -> dict[str, Weights]:
-        """path -> {'kernel', 'bias'} of a layer, {'scale', 'bias', 'mean', 'var', ...} of a batch norm."""
+        """path -> {'kernel', 'bias'} for a layer, {'scale', 'bias', 'mean', 'var', ...} for a batch norm."""
         return dict(_by_layer(self._variables))
 
     def with_weights(self, weights: Mapping[str, Weights]):
@@ -75,7 +75,7 @@ class LinenModel:
 
 
 def _mark(seen, call, args, kwargs, context):
-    """Marks the call of a layer that folding knows: that of its class, whatever a subclass does around it."""
+    """Marks the call of a layer that folding knows: the call of that class, whatever a subclass does around it."""
     known, describe = next((row for row in LAYERS if isinstance(context.module, row[0])), (None, None))
     if known is None or describe is None or context.orig_method.func is not inspect.unwrap(known.__call__):
         return call(*args, **kwargs)

@@ -27,20 +27,20 @@ def fold(model: Any, *args: Any, pairs: Sequence[Pair] | None = None, **kwargs: 
     """Merges batch norms into the convolutions and dense layers beside them; the model evaluates to the same.
 
     A folded batch norm is left as the identity (mean 0, variance 1 - epsilon, scale 1, bias 0), so that the model stays
-    as it is. Its bias keeps what a layer without a bias cannot take; where it has none either, its mean does. Each
+    as it is. Its bias keeps what a layer without a bias cannot take; if it has no bias either, its mean does. Each
     layer is computed in at least float32 and rounded once. What cannot be folded stays:
     `jaxbn.foldable_pairs(model, ...).left` says why.
 
     Whether a fold is exact is read off the model's program and tried on random weights, so that a kernel that is
-    shared, normalized or adapted is found whatever the batch and the weights hold.
+    shared, normalized or adapted is detected whatever values the batch and the weights have.
 
     Args:
       model: a linen or nnx module.
       *args: for linen the variables and then the arguments of `model.apply`, for nnx those of the call: a small batch
         with which the model runs. Only the shapes of its arrays are used; anything else (a flag) is used as it is.
       pairs: (path, path) each, a layer and a batch norm in the order of the data: ('Conv_0', 'BatchNorm_0') folds into
-        the layer before, ('BatchNorm_0', 'Dense_0') into the one after; where several read a batch norm, the pairs of
-        all of them. None folds all of `jaxbn.foldable_pairs(model, ...)`.
+        the layer before, ('BatchNorm_0', 'Dense_0') into the one after; if several layers read a batch norm, the pairs
+        of all of them. None folds all of `jaxbn.foldable_pairs(model, ...)`.
       **kwargs: further arguments with which the model evaluates (`train=False`, say). An nnx model is not
         changed: a copy of it, in evaluation mode, is examined.
 
@@ -48,7 +48,7 @@ def fold(model: Any, *args: Any, pairs: Sequence[Pair] | None = None, **kwargs: 
       New variables (linen) or a new model (nnx), of the same structure, shapes and dtypes.
 
     Raises:
-      ValueError: one of the `pairs` cannot be folded exactly; or there is none. What was given is unchanged.
+      ValueError: one of the `pairs` cannot be folded exactly, or there is no pair. The arguments are unchanged.
       TypeError: `model` is not a module, or `pairs` does not consist of pairs of paths.
 
     References:
@@ -82,8 +82,8 @@ def fold(model: Any, *args: Any, pairs: Sequence[Pair] | None = None, **kwargs: 
 def foldable_pairs(model: Any, *args: Any, **kwargs: Any) -> Pairs:
     """The pairs of a layer and a batch norm that `jaxbn.fold` folds by itself, in the order of execution.
 
-    A batch norm folds into the layer before where its input is the output of that layer, read by nothing else, and
-    else into the layer after, or all of them, where that is exact. Reshapes, slices and means may stand between.
+    A batch norm folds into the layer before it if its input is the output of that layer and nothing else reads it;
+    otherwise into the layer or layers after it, if that is exact. Reshapes, slices and means may stand in between.
 
     Args:
       model: as in `jaxbn.fold`; so are `*args` and `**kwargs`.
@@ -115,7 +115,7 @@ def foldable_pairs(model: Any, *args: Any, **kwargs: Any) -> Pairs:
 
 
 def side_of(model, args, kwargs):
-    """The front end of the model; Flax is imported here."""
+    """The model as linen's or nnx's folding sees it; Flax is imported here."""
     from flax import linen, nnx
 
     if isinstance(model, linen.Module):

@@ -1,4 +1,4 @@
-"""Folding, the side of nnx: where the weights of a layer stand in the model, and how its calls are marked."""
+"""Folding in nnx: where the weights of a layer are in the model, and how its calls are marked."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +32,7 @@ class NnxModel:
         self._arrays, self._join = split_arrays(args)
 
     def flow(self):
-        """Where the outputs of its layers go, and path -> name -> value of the program of their weights."""
+        """Where the outputs of its layers go, and path -> name -> the value in the program of each weight."""
         copy = nnx.clone(self._model)
         copy.eval()
         graphdef, state = nnx.split(copy)
@@ -52,7 +52,7 @@ class NnxModel:
         return found, {p: {k: found.program.inputs[i] for k, i in w.items()} for p, w in numbers.items()}
 
     def weights(self) -> dict[str, Weights]:
-        """path -> {'kernel', 'bias'} of a layer, {'scale', 'bias', 'mean', 'var', ...} of a batch norm."""
+        """path -> {'kernel', 'bias'} for a layer, {'scale', 'bias', 'mean', 'var', ...} for a batch norm."""
         modules = _modules(self._model)
         return {path: {k: v.get_value() for k, v in _variables(m).items()} for path, m in modules.items()}
 
@@ -78,10 +78,10 @@ def _variables(module: nnx.Module) -> dict[str, Any]:
 
 
 def _mark_calls(path: str, module: nnx.Module) -> None:
-    """Marks the calls of a layer that folding knows: those of its class, whatever a subclass does around them.
+    """Marks the calls of a layer that folding knows: the calls of that class, whatever a subclass does around them.
 
-    The module gets a class of its own, in whose order of resolution the marks stand right before that class: a call
-    looks its method up in the class, and so does `super()`. The class goes with the module through jit and scan.
+    The module gets a class of its own, in whose method resolution order the marks come right before that class: both a
+    call and `super()` look the method up there. The class stays with the module through jit and scan.
     """
     plain = type(module)
     known, describe = next(row for row in LAYERS if isinstance(module, row[0]))

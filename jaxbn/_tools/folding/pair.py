@@ -73,8 +73,8 @@ def fold_into_next(
 ) -> dict[str, jax.Array]:
     """A layer that does by itself what the batch norm and `layer` after it did in evaluation.
 
-    Exact for a dense layer, and for a convolution without padding or with values of its own input ('CIRCULAR',
-    'REFLECT'). Zero padding is not exact: zeros after a batch norm are not zeros before it.
+    Exact for a dense layer, and for a convolution without padding or padded with values of its own input ('CIRCULAR',
+    'REFLECT'). With zero padding it is not exact: zeros after a batch norm are not zeros before it.
 
     Args:
       params: {'scale': [C], 'bias': [C]} of the batch norm; a key that is absent is not used.
@@ -136,7 +136,7 @@ def _check_bias(bias: jax.Array | None, features: int) -> None:
 
 @contextlib.contextmanager
 def _naming(arguments: str) -> Iterator[None]:
-    """What does not fit is told as an error of these arguments."""
+    """Inside this context, features that do not fit are reported as an error of these arguments."""
     try:
         yield
     except FeaturesError as error:

@@ -1,4 +1,4 @@
-"""What of a model is folded, and why the rest is not."""
+"""Which batch norms of a model are folded, and why the others are not."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _fold_weights = jax.jit(fold_weights, static_argnums=(2, 3))
 
 
 class Plan:
-    """What is folded, one after the other, and the weights so far."""
+    """The folds, made one after another, and the weights so far."""
 
     def __init__(self, side) -> None:
         self.flow: Flow
@@ -26,7 +26,7 @@ class Plan:
         check_evaluation(self.flow.calls.values())
 
     def choose(self) -> tuple[list[Fold], dict[str, str]]:
-        """Folds what can be folded, and says why of each batch norm that is left."""
+        """Folds what can be folded, and says why each remaining batch norm is left."""
         folds, left = [], dict.fromkeys(self._norms_without_call(), "the model does not call it")
         for path, call in self.flow.calls.items():
             if not call.is_batch_norm:
@@ -68,14 +68,14 @@ class Plan:
                 raise ValueError(f"`pairs` must be exact to fold, got {pair}: {reason}; nothing was changed.")
 
     def _candidates(self, norm: str) -> list[Fold]:
-        """The folds of a batch norm into what stands right before and right after it."""
+        """The folds of a batch norm into what comes right before and right after it."""
         before, after = self.flow.source[norm], self.flow.targets.get(norm, [])
         layers = {path for path, call in self.flow.calls.items() if not call.is_batch_norm}
         folds = [Fold(norm, (before,), True)] if before in layers else []
         return [*folds, Fold(norm, tuple(after), False)] if after and layers.issuperset(after) else folds
 
     def _fold(self, fold: Fold) -> str | None:
-        """Folds; or says why it cannot."""
+        """Makes a fold, or says why it cannot."""
         for pair in fold.pairs():
             reason = self._why_no_pair(*pair)
             if reason is not None:
@@ -94,7 +94,7 @@ class Plan:
         return None
 
     def _why_no_pair(self, first: str, second: str) -> str | None:
-        """Why the pair cannot be folded, as far as its layers say it."""
+        """Why the pair cannot be folded, as far as its layers tell."""
         flow, calls = self.flow, self.flow.calls
         for path in (first, second):
             if path not in calls:

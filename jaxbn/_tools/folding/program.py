@@ -1,7 +1,6 @@
 """The program (the jaxpr) of a model as one flat list of equations, and parts of it run by themselves.
 
-What is called inside under jit, remat, or with a derivative of its own, is written out in its place; loops and branches
-stay one equation.
+Calls of jit, of remat and of functions with a custom derivative are inlined; a loop or a branch remains one equation.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,7 +12,7 @@ from jax.extend import core
 from jaxbn._compat import evaluate, jaxprs_in_params
 
 Value = int
-"""a value of the program, numbered in the order in which they are made"""
+"""a value of the program, numbered in the order of computation"""
 
 CALLS = {
     *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
@@ -23,7 +22,7 @@ CALLS = {
 
 
 class Constant(NamedTuple):
-    """A value that stands in the program."""
+    """A constant in the program."""
 
     value: Any
 
@@ -35,7 +34,7 @@ class Equation(NamedTuple):
     inputs: list[Value | Constant]
     outputs: list[Value]
     label: str
-    """how messages call it: the function it stands in, 'relu', or the primitive"""
+    """what messages call it: the function it is part of, such as 'relu', or the primitive"""
 
     @property
     def primitive(self) -> str:
@@ -43,7 +42,7 @@ class Equation(NamedTuple):
         return self.eqn.primitive.name
 
     def reads(self) -> list[Value]:
-        """The inputs that are no constants."""
+        """The inputs that are not constants."""
         return [v for v in self.inputs if not isinstance(v, Constant)]
 
 
@@ -53,9 +52,9 @@ class Program(NamedTuple):
     inputs: list[Value]
     outputs: list[Value | Constant]
     equations: list[Equation]
-    """those that the outputs need, in order"""
+    """the ones that the outputs need, in order"""
     maker: dict[Value, int]
-    """value -> the number of its equation; inputs have none"""
+    """value -> the number of the equation that computes it; inputs have none"""
     readers: dict[Value, list[int]]
     avals: dict[Value, Any]
     """value -> its shape and dtype"""
@@ -104,7 +103,7 @@ def inside(equation: Equation) -> Iterable[core.JaxprEqn]:
 
 
 def run(program: Program, numbers: Iterable[int], values: Mapping[Value, Any], wanted: Collection[Value]) -> list[Any]:
-    """The values `wanted`, of the equations of these numbers, in order, from the `values` that they need."""
+    """The values `wanted`, computed by the equations with these numbers, in order, from the `values` that they need."""
     values = dict(values)
     for i in numbers:
         eqn, inputs, outputs, _ = program.equations[i]
@@ -124,7 +123,7 @@ def reached(program: Program, seeds: Iterable[Value]) -> set[int]:
 
 
 def needed(program: Program, results: Iterable[Value], stop: Collection[Value] = ()) -> set[int]:
-    """The numbers of the equations that these results depend on, up to the values `stop`."""
+    """The numbers of the equations on which these results depend, as far back as the values `stop`."""
     values, numbers = set(results), set()
     for i in range(len(program.equations) - 1, -1, -1):
         if not values.isdisjoint(program.equations[i].outputs):
@@ -166,11 +165,11 @@ def _all(jaxpr) -> Iterable[core.JaxprEqn]:
 
 
 def trace(f: Callable, *args) -> Program:
-    """The flat program of `f(*args)`, for arrays of their shapes and dtypes, on whatever devices they are."""
+    """The flat program of `f(*args)`, for arrays of these shapes and dtypes, whatever devices they are on."""
 
     def shape(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
 
-    # Another precision is another key of the caches of jit: a part of the model that has run before is traced again.
+    # A different precision is a different key of jit's caches, so that a part of the model that ran before is retraced.
     with jax.default_matmul_precision("highest"):
         return read(jax.make_jaxpr(f)(*jax.tree.map(shape, args)))

@@ -1,9 +1,9 @@
-"""Whether a fold changes what a model computes, found in its program and not from an example.
+"""Whether a fold changes what a model computes, decided from its program and not from an example.
 
-A batch norm and the layers beside it are cut out of the program, with all that lies between: what depends on their
-weights or their input, up to their output. Nothing within may be read from outside. Then that part is run by itself,
-on random weights and inputs, as it is and folded. Both are the same for all weights, or they differ for almost all:
-whoever normalizes, shares or adds to a kernel, or bends what stands between, is found, whatever the weights are now.
+A batch norm and the layers beside it are cut out of the program with everything between them: whatever depends on their
+weights or their input, up to their output. Nothing inside may be read from outside. Then that part is run by itself on
+random weights and inputs, as it is and folded. The two agree for all weights, or differ for almost all of them: so a
+model that normalizes, shares or adds to a kernel, or is nonlinear in between, is found whatever its weights are now.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,19 @@ from jaxbn._tools.folding.program import Constant, Program, Value
 Leaves = Mapping[str, Mapping[str, Value]]
 """path -> {'kernel': its value in the program, ...}"""
 SAME = 1e-3
-"""of the largest output: what two orders of the same float32 sums may differ by, with room"""
+"""as a fraction of the largest output: how far the same float32 sums in two orders may differ, with a margin"""
 
 
 class Fold(NamedTuple):
-    """A batch norm and the layers that take it up."""
+    """A batch norm and the layers that absorb it."""
 
     norm: str
     layers: tuple[str, ...]
-    """one layer before it, or all that read it"""
+    """the one layer before it, or all layers that read it"""
     backward: bool
 
     def pairs(self) -> list[tuple[str, str]]:
-        """In the order of the data."""
+        """The pairs of a layer and a batch norm, in the order of the data."""
         return [(layer, self.norm) if self.backward else (self.norm, layer) for layer in self.layers]
 
 
@@ -41,17 +41,17 @@ class Region(NamedTuple):
     """A part of a program."""
 
     numbers: list[int]
-    """of its equations"""
+    """the numbers of its equations"""
     entrance: Value
     exits: list[Value]
     own: dict[Value, tuple[str, str]]
     """the weights of its layers: value -> (path, name)"""
     free: list[Value]
-    """what comes from outside otherwise, and is not constant"""
+    """what else comes from outside and is not constant"""
 
 
 def why_not(flow: Flow, leaves: Leaves, fold: Fold, known: dict[Any, str | None]) -> str | None:
-    """Why the fold would change the model; None where it does not. `known` keeps answers for like parts."""
+    """Why the fold would change the model; None if it does not. `known` caches the answers for identical parts."""
     region = _cut_out(flow, leaves, fold)
     escape = _escape(flow, fold, region)
     if escape is not None:
@@ -78,7 +78,7 @@ def _cut_out(flow: Flow, leaves: Leaves, fold: Fold) -> Region:
 
 
 def _escape(flow: Flow, fold: Fold, region: Region) -> str | None:
-    """What of the region is read from outside."""
+    """Which value of the region is read from outside, as a reason not to fold; None if there is none."""
     program, numbers = flow.program, set(region.numbers)
 
     def is_read_outside(value: Value) -> bool:
@@ -131,7 +131,7 @@ def _try(flow: Flow, fold: Fold, region: Region) -> str | None:
 
 
 def _random(rng: np.random.Generator, aval, name: str = "") -> Any:
-    """A value of that shape and dtype, positive where it is a variance or a scale."""
+    """A random value with that shape and dtype, positive if it is a variance or a scale."""
     if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), aval.shape)
     if not jnp.issubdtype(aval.dtype, jnp.inexact):
@@ -146,7 +146,7 @@ def _random(rng: np.random.Generator, aval, name: str = "") -> Any:
 
 
 def _fingerprint(program: Program, region: Region, fold: Fold, calls: Sequence[Call]) -> str:
-    """The same for parts that do the same."""
+    """A key that is equal for parts that compute the same."""
     number: dict[Value, int] = {}
 
     def of(value) -> str:
