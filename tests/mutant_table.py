@@ -57,6 +57,7 @@ LINEN = ("tests/models/test_linen_state.py", "tests/models/test_linen_drop_in.py
 NNX = ("tests/models/test_nnx_drop_in.py", "tests/core/test_against_flax.py")
 CHOICE = ("tests/core/test_traced_choice.py",)
 RENORM = ("tests/core/test_renorm.py",)
+DOMAINS = ("tests/core/test_domains.py", "tests/tools/test_domains.py")
 FRONT = ("tests/models/test_options.py",)
 EMPTY = ("tests/core/test_masks_broadcast.py", "tests/core/test_sizes.py")
 ACCUMULATE = ("tests/tools/test_accumulate.py",)
@@ -214,7 +215,7 @@ MUTANTS = [
         "_core/chunks",
         (*_values("virtual batches", "masked virtual batches"), *MASKS, "tests/core/test_virtual_batch.py"),
         ("axis = reduction_axes(axes, x.ndim)[0]", "axis = reduction_axes(axes, x.ndim)[-1]"),
-        ("v if v.shape[axis] == 1 else v.reshape", "v.reshape"),
+        ("if has_parts(v) else v\n", "if True else v\n"),
     ),
     *_in(
         "_core/numbers",
@@ -289,15 +290,19 @@ MUTANTS = [
         "_core/options",
         (*COLLECTIVES, *DTYPES),
         ('not get("use_fast_variance"))', "False)"),
-        ("if training:\n        checks.warn", "if False:\n        checks.warn"),
+        ("if training:\n        rules.warn", "if False:\n        rules.warn"),
     ),
     *_in(
         "_core/checks",
         ERRORS,
         ("if not (epsilon >= 0 and math.isfinite(epsilon)):", "if not epsilon >= 0:"),
+    ),
+    *_in(
+        "_core/rules",
+        ERRORS,
         ("if not 0 <= number <= 1:", "if not 0 <= number:"),
         ("if residual.shape != x.shape or residual.dtype != dtype:", "if residual.shape != x.shape:"),
-        ("if size < 1 or examples[0] % size:", "if size < 1:"),
+        ("if size < 1 or examples % size:", "if size < 1:"),
         ("if mask.dtype != bool and np.any(values_of(mask) < 0):", "if False:"),
         ("if np.any(values_of(value) < 0):", "if False:"),
     ),
@@ -374,7 +379,7 @@ MUTANTS = [
     *_in(
         "_core/state",
         COUNTS + DTYPES,
-        ("checks.warn_of_half_precision(arrays)", "pass"),
+        ("rules.warn_of_half_precision(arrays)", "pass"),
         ("wide = promote(old.dtype, jnp.float32)", "wide = old.dtype"),
     ),
     *_in(
@@ -383,7 +388,7 @@ MUTANTS = [
         ("momentum = static.momentum if arrays.momentum is None else arrays.momentum", "momentum = static.momentum"),
         ("wide = promote(inputs.x.dtype, jnp.float32, affine.dtype)", "wide = promote(inputs.x.dtype, affine.dtype)"),
         ("training=chosen is not True", "training=True"),
-        ("return _moments(reduction, x, mask, pivot)", "return _moments(reduction, x, mask, None)"),
+        ("Inputs(x, mask), pivot, None)", "Inputs(x, mask), None, None)"),
     ),
     *_in(
         "_core/layer",
@@ -432,6 +437,10 @@ MUTANTS = [
         (*ERRORS, *RENORM, "tests/core/test_averages.py"),
         ("elif not least <= check_number(limit, name) < math.inf:", "elif not least <= check_number(limit, name):"),
         ("for count in (0, 1):", "for count in (0,):"),
+    ),
+    *_in(
+        "_core/rules",
+        (*ERRORS, *RENORM, *DTYPES),
         ("momentum.shape != () or not jnp.issubdtype(momentum.dtype, jnp.floating)", "momentum.shape != ()"),
         ("any(jnp.iscomplexobj(i) for i in inputs if i is not None)", "jnp.iscomplexobj(inputs[0])"),
         ("jnp.iscomplexobj(x) and not jnp.iscomplexobj(mean)", "False"),
@@ -462,11 +471,44 @@ MUTANTS = [
         "nnx",
         (*NNX, *ACCUMULATE, *RENORM),
         ("if not training:\n                stats |=", "if True:\n                stats |="),
-        ("unbiased=layer.unbiased", "unbiased=False"),
+        ('unbiased=getattr(layer, "unbiased", False)', "unbiased=False"),
         ("momentum=layer.momentum", "momentum=0.99"),
         ("use_count=needs_count(momentum, renorm)", "use_count=needs_count(momentum, None)"),
         ("jnp.complex64 if is_complex else jnp.float32", "jnp.float32"),
     ),
+    # Statistics per domain.
+    *_in(
+        "_core/domains",
+        DOMAINS,
+        ("zero_unless(chosen[(..., *(None,) * (rows.ndim - 1))], rows)", "rows[None]"),
+        ("return where(known[(..., *(None,) * num_features)], vector, ", "return where(known | True, vector, "),
+        (
+            "return zero_unless(here, values[:, None]).sum(0, dtype=values.dtype)",
+            "return values.sum(0)[None] * here[0]",
+        ),
+    ),
+    *_in(
+        "_core/chunks",
+        (*DOMAINS, "tests/core/test_virtual_batch.py"),
+        ("lambda v: 0 if v.ndim > len(axes) else None, layer", "lambda v: None, layer"),
+    ),
+    *_in(
+        "_core/batch_norm",
+        DOMAINS,
+        ("row_of(chosen, v) if v.ndim > num_features else v", "row_of(chosen, v) if v is not bias else v[0]"),
+        ("return moments if chosen is None else in_rows(chosen, moments)", "return moments"),
+        ("scale = nan_unless_known(chosen, scale, num_features)", "pass"),
+    ),
+    *_in(
+        "_core/rules",
+        (*ERRORS, *DOMAINS, "tests/core/test_virtual_batch.py"),
+        ("or any(not 0 <= d < num_domains for d in known)", "or any(d >= num_domains for d in known)"),
+        ("len(set(known)) < len(known)", "False"),
+        ("x, axes) // num_parts", "x, axes)"),
+    ),
+    *_in("linen", DOMAINS, ('"domain": domain}', '"domain": None if domain is None else 0}')),
+    *_in("nnx", DOMAINS, ("if affine_per_domain:", "if False:")),
+    *_in("_models/notes", DOMAINS, ("if domain is None:", "if True:")),
     *_in(
         "testing",
         TESTING,
