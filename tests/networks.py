@@ -181,6 +181,25 @@ def nnx_with_dropout(axis_name=None):
     return Network(Dropped(), lambda model, x: model(x), batches, entering)
 
 
+def clean_and_adversarial(axis_name=None):
+    """Half of each batch is clean, half is attacked, and each half has running statistics of its own."""
+
+    class Halves(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            norm = lambda name: jaxbn.linen.BatchNorm(not train, num_domains=2, axis_name=axis_name, name=name)  # noqa: E731
+            x = nn.relu(norm("first")(x, domain=(0, 1)))
+            return norm("second")(nn.Dense(3, use_bias=False, name="hidden")(x), domain=(0, 1))
+
+    def entering(params, x):
+        halves = np.float64(np.stack(np.split(x, 2)))
+        inner = [np.maximum(normalized(half), 0) @ np.float64(params["hidden"]["kernel"]) for half in halves]
+        return {("first",): halves, ("second",): np.stack(inner)}
+
+    batches = [np.concatenate([draw(n, 3), 3 + 2 * draw(n, 3)]) for n in (8, 6)]
+    return of_linen(Halves(), batches, entering, True)
+
+
 def nnx_stack(axis_name=None):
     """Layers made by nnx.vmap, called by nnx.scan over nnx.remat."""
 
@@ -205,6 +224,7 @@ NETWORKS = {
     "an ensemble of critics": critics,
     "padded speech": speech,
     "scanned blocks": scanned_blocks,
+    "clean and adversarial halves": clean_and_adversarial,
     "nnx with dropout": nnx_with_dropout,
     "an nnx stack": nnx_stack,
 }

@@ -191,7 +191,8 @@ def _row(name: str, layer: Found, moments: Moments | None, epsilon: float) -> La
     params = {k: _wide(v) for k, v in layer.params.items()}
     stats = {k: _wide(v) for k, v in layer.batch_stats.items()}
     mean, var = stats["mean"], stats["var"]
-    finite = np.all([np.isfinite(v) for v in (mean, var, *params.values())], axis=0)
+    # A scale that domains share has fewer axes than their statistics.
+    finite = np.all(np.broadcast_arrays(*(np.isfinite(v) for v in (mean, var, *params.values()))), axis=0)
     dead = (var < epsilon) | (np.abs(params.get("scale", np.ones(()))) <= DEAD_SCALE)
     distances = (None, None) if moments is None else _distances(mean, var, moments, epsilon)
     return LayerSummary(
