@@ -1,5 +1,6 @@
 """Eight CPU devices, strict dtype and rank promotion: what a test does not say does not happen."""
 
+import gc
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -11,6 +12,10 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What is traced stays in JAX's caches: looking through all of it again and again takes a twelfth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 SLOW = {
     "core": {

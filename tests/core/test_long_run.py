@@ -33,6 +33,7 @@ def standard_errors(mean, x):
     return np.max(np.abs(np.asarray(mean) - x.mean(0)) / x.std(0)) * np.sqrt(len(x))
 
 
+@jax.jit
 def of_linen(x):
     model = jaxbn.linen.BatchNorm(use_running_average=False)
     variables = model.init(jax.random.key(0), x[0])
@@ -42,26 +43,26 @@ def of_linen(x):
         return written["batch_moments"], None
 
     start = jaxbn.zero_moments(variables["batch_stats"])
-    batch_moments = jax.jit(lambda x: lax.scan(body, start, x)[0])(x)
-    return jaxbn.commit_moments(variables["batch_stats"], batch_moments, momentum=0.0)
+    return jaxbn.commit_moments(variables["batch_stats"], lax.scan(body, start, x)[0], momentum=0.0)
+
+
+@nnx.jit
+def nnx_step(model, x):
+    jaxbn.nnx.zero_moments(model)
+    nnx.scan(lambda model, x: (model, model(x)[0]), in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))(model, x)
+    jaxbn.nnx.commit_moments(model)
 
 
 def of_nnx(x):
     model = jaxbn.nnx.BatchNorm(x.shape[-1], momentum=0.0, rngs=nnx.Rngs(0))
-
-    @nnx.jit
-    def step(model, x):
-        jaxbn.nnx.zero_moments(model)
-        nnx.scan(lambda model, x: (model, model(x)[0]), in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))(model, x)
-        jaxbn.nnx.commit_moments(model)
-
-    step(model, x)
+    nnx_step(model, x)
     return {"mean": model.mean[...], "var": model.var[...]}
 
 
+@jax.jit
 def of_functions(x):
     """Merged in pairs, and pairs of pairs, as the docstring of `merge_moments` says."""
-    moments = jax.jit(jax.vmap(jaxbn.batch_moments))(x)
+    moments = jax.vmap(jaxbn.batch_moments)(x)
     while len(moments.mean) > 1:
         if len(moments.mean) % 2:
             moments = jax.tree.map(lambda v: jnp.concatenate([v, jnp.zeros_like(v[:1])]), moments)
