@@ -7,6 +7,8 @@ import pytest
 
 from tests.cases import CASES, data, expected, found
 
+# Parametrized by module, so that all tests of a case follow each other in one worker, which compiles it once.
+
 
 def close(got, want, tolerance, name):
     """To `tolerance` in the unit of the largest value, or of 1 if that is larger."""
@@ -22,7 +24,7 @@ def rounding(dtype):
     return {16: float(jnp.finfo(dtype).eps), 32: 1e-5, 64: 1e-9}[bits]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES, scope="module")
 def test_output_statistics_and_gradients_are_those_of_the_reference(name):
     got, want = found(name), expected(name)
     close(got.y, want.y, rounding(got.y.dtype), "y")
@@ -33,7 +35,7 @@ def test_output_statistics_and_gradients_are_those_of_the_reference(name):
         close(got.gradients[key], value, rounding(got.gradients[key].dtype), f"gradient of {key}")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES, scope="module")
 def test_a_step_keeps_every_dtype_and_shape(name):
     with jax.enable_x64(CASES[name].x64):
         d, got = data(CASES[name]), found(name)
@@ -48,7 +50,7 @@ def test_a_step_keeps_every_dtype_and_shape(name):
     assert types(jax.tree.map(lambda v: v[-1], got.gradients)) == types(given)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.poison])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.poison], scope="module")
 def test_what_stands_under_a_mask_is_normalized_to_finite_values_and_reaches_nothing(name):
     with jax.enable_x64(CASES[name].x64):
         assert not np.isfinite(data(CASES[name]).x).all()
