@@ -20,7 +20,7 @@ gc.set_threshold(50_000, 20, 50)
 SLOW = {
     "core": {
         "against_flax", "arguments", "cold_start", "derivatives", "dtypes", "explicit_mesh", "masks_broadcast",
-        "memory", "program_traffic", "sizes", "switches", "values", "variants", "virtual_batch",
+        "long_run", "memory", "program_traffic", "renorm", "sizes", "switches", "values", "variants", "virtual_batch",
     },
     "examples": {
         "digits", "faults", "fine_tune", "hostile_images", "multi_process", "resume", "rl_critic",
@@ -28,7 +28,7 @@ SLOW = {
     },
     "interop": {"interop_torch", "names", "saved"},
     "models": {"linen_drop_in", "linen_transforms", "nnx_drop_in", "nnx_transforms", "options"},
-    "sync": {"group_isolation", "sync"},
+    "sync": {"group_isolation", "many_devices", "sync"},
     "tools": {
         "accumulate", "batches", "fold_errors", "fold_model", "fold_networks", "fold_nnx", "fold_places", "fold_resnet",
         "networks", "recalibrate", "recalibrate_kinds", "recalibrate_stacks", "testing",
