@@ -1,7 +1,10 @@
 """Eight CPU devices, strict dtype and rank promotion: what a test does not say does not happen."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Programs that draw weights compile in a tenth of the time: 2 s less for each shape of a kernel.
@@ -12,6 +15,14 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Many tests make the same program anew, and each process compiles it once. The folder is its own: nothing is read while
+# another process writes it, and nothing outlives the run.
+_programs = tempfile.mkdtemp(prefix="jaxbn-programs-")
+atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _programs)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # What is traced stays in JAX's caches: looking through all of it again and again takes a twelfth of the time.
 gc.freeze()
