@@ -100,7 +100,7 @@ def train(data: Dataset, args: argparse.Namespace):
 
     rng = np.random.default_rng(args.seed)
     curves = {"training loss": [], "training accuracy": [], "validation accuracy": []}
-    with tqdm(total=args.epochs * per_epoch, unit="step") as bar:
+    with tqdm(total=args.epochs * per_epoch, unit="step", desc="compiles") as bar:
         for epoch in range(args.epochs):
             order = rng.permutation(len(data.train_x))[: per_epoch * args.batch_size]
             losses, hits = [], []
@@ -109,6 +109,7 @@ def train(data: Dataset, args: argparse.Namespace):
                 state, loss, accuracy = train_step(apply, optimizer, state, *jax.device_put((x, y), split))
                 losses.append(loss)
                 hits.append(accuracy)
+                bar.set_description("trains", refresh=False)
                 bar.update()
             loss = float(np.mean(losses))
             if not np.isfinite(loss):

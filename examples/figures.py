@@ -67,7 +67,7 @@ def training_figure(
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, i in zip(grid.flat, shown, strict=False):
-            said, true = (fitting(data.classes[c]) for c in (predicted[i], data.test_y[i]))
+            said, true = fitting(data.classes[predicted[i]]), fitting(data.classes[data.test_y[i]], 10)
             _draw_image(axes, data.test_x[i], f"{said}\nnot {true}" if wrong[i] else said, wrong[i])
     return figure
 
@@ -87,6 +87,8 @@ def _draw_curves(figure, curves: dict[str, list[float]], validation: str) -> Non
     right.plot(epochs, 100 * np.array(curves["validation accuracy"]), label=validation)
     right.set(xlabel="epoch", ylabel="accuracy [%]")
     right.legend()
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _draw_image(axes, image: np.ndarray, text: str, wrong: bool) -> None:

@@ -132,7 +132,10 @@ def finding(results: Results) -> Finding:
     milliseconds = results["seconds"]["milliseconds"]
     steps = {kind: {n: float(np.median(_steps(results, kind, n))) for n in _norms(kind)} for kind in NETWORKS}
     speed = ", ".join(
-        f"{steps['CNN'][n]:.0f} steps or {steps['CNN'][n] * milliseconds[n] / 1000:.1f} s {_called(n)}" for n in NORMS
+        f"{steps['CNN'][n]:.0f} steps or {steps['CNN'][n] * milliseconds[n] / 1000:.1f} s {_called(n)}"
+        if steps["CNN"][n] <= (last := results[f"CNN {n}, 64"]["step"][-1])
+        else f"more than {last} steps {_called(n)}"
+        for n in NORMS
     )
     numbers = {f"{kind}, {size}, {n}": _ahead(results, kind, n, size).points() for (kind, size, n) in words}
     numbers |= {f"times the steps, {kind}, {n}": str(r) for kind, of in faster.items() for n, r in of.items()}
