@@ -145,7 +145,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--seeds must be at least 2, got {seeds}")
     if steps < EVERY or steps % EVERY:
         parser.error(f"--steps must be a multiple of {EVERY}, got {steps}")
-    args.output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as error:
+        parser.error(f"--output: {error}")
     console, start = Console(), time.perf_counter()
     try:
         if args.tune:

@@ -208,7 +208,10 @@ def main(argv=None) -> None:
     counts = [n for n in ((1, 4) if args.fast else (1, 2, 4, 8)) if n <= jax.device_count()]
     if args.batch_size % counts[-1]:
         parser.error(f"--batch-size {args.batch_size} must be a multiple of the number of devices, {counts[-1]}")
-    args.output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as error:
+        parser.error(f"--output: {error}")
     results = {}
     for run in tqdm(list(runs(counts)), desc="training"):
         *_, losses, accuracy = train(*run, steps=steps, batch_size=args.batch_size, seed=args.seed)
