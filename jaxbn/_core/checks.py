@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,13 @@ def check_array(value, name: str) -> jax.Array:
         raise TypeError(f"`{name}` must be an array, got {type(value).__name__} ({str(error)[:200]}).") from None
 
 
-def values_of(array: jax.Array) -> np.ndarray:
-    """The values as far as they are known here: none of a traced array, or of one that other processes hold too."""
+def values_of(array: jax.Array, given: Any = None) -> np.ndarray:
+    """The values as far as they are known here: none of a traced array, or of one that other processes hold too.
+
+    `given` is what was converted to the array. One of NumPy is known under `jit` too, where the array is traced.
+    """
+    if isinstance(given, np.ndarray | np.generic):
+        return np.asarray(given)
     if isinstance(array, Tracer) or not array.is_fully_addressable:
         return np.zeros(0)
     return np.asarray(jax.device_get(array))

@@ -151,13 +151,13 @@ def check_mask(mask, x: jax.Array) -> jax.Array | None:
     """The mask as an array that broadcasts to `x`: boolean, or real weights."""
     if mask is None:
         return None
-    mask = check_array(mask, "mask")
+    given, mask = mask, check_array(mask, "mask")
     if jnp.iscomplexobj(mask):
         raise TypeError(f"`mask` must be boolean or real, non-negative weights, got {describe(mask)}.")
     trailing = x.shape[x.ndim - mask.ndim :] if mask.ndim <= x.ndim else None
     if trailing is None or any(not (m == 1 or m == n) for m, n in zip(mask.shape, trailing, strict=True)):
         raise ValueError(f"`mask` must broadcast to x, {describe(x)}, got {describe(mask)}.")
-    if mask.dtype != bool and np.any(values_of(mask) < 0):
+    if mask.dtype != bool and np.any(values_of(mask, given) < 0):
         raise ValueError(f"`mask` must hold non-negative weights, got {describe(mask)} with some that are not.")
     return mask if mask.dtype == bool else mask.astype(real_dtype(accumulator(x.dtype)))
 
@@ -174,10 +174,10 @@ def check_moments(moments, batch_stats) -> Moments:
             f"`moments` must have mean and var of shape {list(shape)}, as batch_stats, and a count of shape [] or "
             f"{list(shape)}, got {describe(count)}, {describe(mean)} and {describe(var)}."
         )
-    for name, value in (("count", count), ("var", var)):
+    for name, value, given in (("count", count, moments[0]), ("var", var, moments[2])):
         if jnp.iscomplexobj(value):
             raise TypeError(f"`moments.{name}` must be real, got {describe(value)}.")
-        if np.any(values_of(value) < 0):
+        if np.any(values_of(value, given) < 0):
             raise ValueError(f"`moments.{name}` must not be negative, got {describe(value)} with values below 0.")
     if not jnp.issubdtype(mean.dtype, jnp.inexact) or not jnp.issubdtype(var.dtype, jnp.floating):
         raise TypeError(f"`moments` must have a floating mean and var, got {describe(mean)} and {describe(var)}.")

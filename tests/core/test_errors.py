@@ -62,6 +62,12 @@ TRAINING = [
     ({"mask": X[:3]}, ValueError, "`mask` must broadcast to x, float32[4, 3], got float32[3, 3]"),
     ({"mask": X[None]}, ValueError, "`mask` must broadcast to x, float32[4, 3], got float32[1, 4, 3]"),
     ({"mask": X + 0j}, TypeError, "`mask` must be boolean or real, non-negative weights, got complex64[4, 3]"),
+    (
+        {"mask": X - 2 * np.eye(4, 3, dtype=np.float32)},
+        ValueError,
+        "`mask` must hold non-negative weights, got float32[4",
+    ),
+    ({"mask": -np.eye(4, 3, dtype=int)}, ValueError, "`mask` must hold non-negative weights, got int"),
     ({"axis_name": "batch"}, ValueError, "`axis_name` must be bound by an enclosing jax.vmap, jax.pmap or jax.shard_m"),
     ({"axis_index_groups": [[0]]}, ValueError, "`axis_index_groups` needs an `axis_name` to group, got groups [[0]]"),
     ({"virtual_batch_size": 3}, ValueError, "`virtual_batch_size` must divide the number of examples, 4 in float32[4,"),
@@ -125,3 +131,11 @@ def test_moments_of_another_layer_do_not_merge_or_update():
         jaxbn.update_batch_stats(STATS, {}, momentum=0.9)
     with pytest.raises(TypeError, match="takes at least one `Moments`, got none"):
         jaxbn.merge_moments()
+
+
+@pytest.mark.parametrize("name", ["count", "var"])
+@pytest.mark.parametrize("run", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_moments_of_numpy_below_0_are_told(run, name):
+    moments = jaxbn.Moments(np.float32(4), VECTOR, VECTOR)._replace(**{name: np.float32([1, 1, -1])})
+    with pytest.raises(ValueError, match=f"`moments.{name}` must not be negative, got float32"):
+        run(lambda stats: jaxbn.update_batch_stats(stats, moments, momentum=0.9))(STATS)
