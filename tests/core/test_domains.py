@@ -277,6 +277,14 @@ def test_the_modules_give_what_the_functions_give(domain, affine):
     close(found, {"y": np.asarray(want[0]), **jax.tree.map(np.asarray, want[1])})
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_parts_that_do_not_divide_the_examples_are_an_error(training):
+    params, stats = jaxbn.init(2, num_domains=3)
+    message = r"`domain` must divide the number of examples, 8 in float32\[8, 2\], .* got \(0, 2, 1\)"
+    with pytest.raises(ValueError, match=message):
+        jaxbn.batch_norm(params, stats, np.ones((8, 2), np.float32), use_running_average=not training, domain=(0, 2, 1))
+
+
 def test_a_module_wants_a_domain_if_it_has_several_and_only_then():
     x, _, _ = batch()
     model, variables = of_linen()

@@ -52,6 +52,22 @@ def test_an_empty_set_is_neutral_whatever_it_holds():
     jax.tree.map(np.testing.assert_array_equal, jaxbn.merge_moments(EMPTY, EMPTY), EMPTY)
 
 
+def test_an_empty_set_takes_part_in_no_derivative():
+    a, b = (moments_of(np.random.default_rng(seed).normal(3, 2, size=(5, 2))) for seed in (0, 1))
+    nothing = EMPTY._replace(mean=jnp.full(2, jnp.nan), var=jnp.full(2, jnp.inf))
+
+    def derivatives(*others):
+        def total(mean, var):
+            merged = jaxbn.merge_moments(a._replace(mean=mean, var=var), *others)
+            return jnp.sin(merged.mean).sum() + (merged.var**2).sum()
+
+        at = a.mean, a.var
+        return *jax.grad(total, (0, 1))(*at), jax.jvp(total, at, at)[1]
+
+    for got, want in zip(derivatives(b, nothing), derivatives(b), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 def test_counts_of_each_channel_merge_with_counts_of_all():
     x, y = np.random.default_rng(0).normal(size=(2, 6, 2)).astype(np.float32)
     mask = np.array([[True, False]] * 3 + [[True, True]] * 3)
