@@ -103,13 +103,3 @@ def test_an_infinite_value_makes_the_mean_infinite_and_no_other_channel(row, opt
     np.testing.assert_allclose([got.mean[0], got.var[0]], [mean[0], var[0]], rtol=1e-5)
     np.testing.assert_array_equal(got.mean[1:], [np.inf, -np.inf])
     assert not np.isfinite(got.var[1:]).any()
-
-
-def test_a_mask_of_more_than_2_to_the_24_examples_counts_each():
-    rows = 2**24 + 1000
-
-    @jax.jit
-    def count(mask):
-        return jaxbn.batch_moments(jnp.zeros((rows, 1)), mask=mask).count
-
-    assert count(jnp.ones((rows, 1), bool)) == rows

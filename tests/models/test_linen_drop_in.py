@@ -133,6 +133,21 @@ def test_a_checkpoint_of_flax_loads_and_evaluates_to_the_same_numbers():
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(updates))
 
 
+@pytest.mark.parametrize("force", [True, False])
+def test_parameters_of_another_dtype_than_asked_for_are_used_as_in_flax(force):
+    fields = {"param_dtype": jnp.bfloat16, "force_float32_reductions": force, "use_running_average": True}
+    variables = {
+        "params": {"scale": jnp.float32([1.001, 2, 3]), "bias": jnp.float32([0, 1.001, 2])},
+        "batch_stats": {"mean": jnp.float32([1, 2, 3]), "var": jnp.float32([1, 2, 3])},
+    }
+    x = jnp.asarray(data((6, 3), "float32")[0]).astype(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        ours, flax = (norm(**fields).apply(variables, x) for norm in (OURS, FLAX))
+    assert ours.dtype == flax.dtype
+    tolerance = 1e-5 if force else 2e-2  # Flax rounds on its way
+    np.testing.assert_allclose(np.float32(ours), np.float32(flax), rtol=tolerance, atol=tolerance)
+
+
 def test_use_running_average_is_merged_as_in_flax():
     x = jnp.ones((2, 3))
     for norm in (OURS, FLAX):

@@ -126,6 +126,19 @@ def test_a_complex_running_mean_keeps_its_imaginary_part():
         np.testing.assert_allclose(layer(x[:1], use_running_average=True), [[(-1 - 2j) / 5**0.5]], rtol=1e-5)
 
 
+@pytest.mark.parametrize("norm", [FLAX, OURS], ids=["flax", "jaxbn"])
+def test_no_gradient_flows_through_the_running_statistics(norm):
+    def loss(x):
+        layer = norm(3, momentum=0.5, rngs=nnx.Rngs(0))
+        layer(x)
+        return jnp.sin(layer(x, use_running_average=True)).sum(), (layer.mean[...], layer.var[...])
+
+    x = data((6, 3), "float32")[0]
+    gradient, (mean, var) = jax.device_get(jax.grad(loss, has_aux=True)(x))
+    deviation = np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(gradient, np.cos((np.asarray(x) - mean) / deviation) / deviation, rtol=1e-4, atol=1e-5)
+
+
 def test_metadata_of_the_parameters_is_kept():
     layer = OURS(2, scale_metadata={"note": "a"}, bias_metadata={"note": "b"}, rngs=nnx.Rngs(0))
     assert (layer.scale.note, layer.bias.note) == ("a", "b")

@@ -315,6 +315,24 @@ def test_a_stack_without_the_entry_can_be_told():
             Outer().apply(variables, x, mutable=mutable)
 
 
+def test_a_batch_norm_in_a_stack_without_the_entry_tells():
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            def body(module, x, _):
+                return jaxbn.linen.BatchNorm(use_running_average=False, name="bn")(x), None
+
+            axes = {"params": 0, "batch_stats": 0}
+            return nn.scan(body, axes, split_rngs={"params": True}, length=2)(self, x, None)[0]
+
+    x = MICROBATCHES[0]
+    variables = Outer().init(jax.random.key(0), x)
+    given = {**variables, "batch_moments": jaxbn.zero_moments(variables["batch_stats"])}
+    with pytest.raises(ValueError, match=r"bn must be able .*`variable_axes` must have an entry 'batch_moments'"):
+        Outer().apply(given, x, mutable=["batch_stats", "batch_moments"])
+    Outer().apply(variables, x, mutable=["batch_stats"])
+
+
 def test_wrong_trees_say_what_is_wrong():
     _, layer = jaxbn.init(2)
     with pytest.raises(TypeError, match="`batch_stats` must be a dict"):
