@@ -93,7 +93,11 @@ def test_a_batch_without_an_example_has_zero_moments():
     jax.tree.map(np.testing.assert_array_equal, got, EMPTY)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_fast_variance": False}, {"mask": np.ones((9, 1), bool)}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_fast_variance": False}, {"mask": np.ones((9, 1), bool)}],
+    ids=["one pass", "two passes", "mask"],
+)
 @pytest.mark.parametrize("row", [0, 4, 8])
 def test_an_infinite_value_makes_the_mean_infinite_and_no_other_channel(row, options):
     x = np.random.default_rng(0).normal(5, 2, size=(9, 3)).astype(np.float32)
