@@ -53,7 +53,13 @@ COLLECTIVES = (
 )
 MESH = ("tests/core/test_explicit_mesh.py", "tests/core/test_export.py")
 ERRORS = ("tests/core/test_errors.py", "tests/core/test_arguments.py")
-LINEN = ("tests/models/test_linen_state.py", "tests/models/test_linen_drop_in.py", "tests/core/test_against_flax.py")
+LINEN = (
+    *_some("models/test_linen_drop_in", "test_parameters_of_another_dtype_than_asked_for_are_used_as_in_flax"),
+    *_some("tools/test_accumulate", "test_a_batch_norm_in_a_stack_without_the_entry_tells"),
+    "tests/models/test_linen_state.py",
+    "tests/models/test_linen_drop_in.py",
+    "tests/core/test_against_flax.py",
+)
 NNX = ("tests/models/test_nnx_drop_in.py", "tests/core/test_against_flax.py")
 CHOICE = ("tests/core/test_traced_choice.py",)
 RENORM = ("tests/core/test_renorm.py",)
@@ -253,7 +259,13 @@ MUTANTS = [
     ),
     *_in(
         "_xla/one_read",
-        (*_some("core/test_export", "test_so_are_moments"), *COLD, *SIZES, *COLLECTIVES),
+        (
+            *_some("core/test_export", "test_so_are_moments"),
+            *_some("core/test_moments", "test_an_infinite_value_makes_the_mean_infinite_and_no_other_channel"),
+            *_some("core/test_sizes", "test_a_step_is_right_for_any_size_on_any_axis"),
+            *COLD,
+            *_some("sync/test_collectives", "test_plain_jit_over_sharded_arrays_costs_as_many"),
+        ),
         ("is_static(x) and 0 not in x.shape and bool(over), mask", "is_static(x) and bool(over), mask"),
         ("is_static(x) and 0 not in x.shape and bool(over), mask", "0 not in x.shape and bool(over), mask"),
         ("of_lane = two_reads if has_mask else near_some_rows", "of_lane = near_some_rows"),
@@ -303,8 +315,8 @@ MUTANTS = [
         ("if not 0 <= number <= 1:", "if not 0 <= number:"),
         ("if residual.shape != x.shape or residual.dtype != dtype:", "if residual.shape != x.shape:"),
         ("if size < 1 or examples % size:", "if size < 1:"),
-        ("if mask.dtype != bool and np.any(values_of(mask) < 0):", "if False:"),
-        ("if np.any(values_of(value) < 0):", "if False:"),
+        ("if mask.dtype != bool and np.any(values_of(mask, given) < 0):", "if False:"),
+        ("if np.any(values_of(value, given) < 0):", "if False:"),
     ),
     *_in(
         "linen",
@@ -486,6 +498,7 @@ MUTANTS = [
             "return zero_unless(here, values[:, None]).sum(0, dtype=values.dtype)",
             "return values.sum(0)[None] * here[0]",
         ),
+        ("zero_unless(here, values[:, None])", "(here.astype(values.dtype) * values[:, None])"),
     ),
     *_in(
         "_core/chunks",
@@ -505,6 +518,7 @@ MUTANTS = [
         ("or any(not 0 <= d < num_domains for d in known)", "or any(d >= num_domains for d in known)"),
         ("len(set(known)) < len(known)", "False"),
         ("x, axes) // num_parts", "x, axes)"),
+        ("if examples % len(parts):", "if False:"),
     ),
     *_in("linen", DOMAINS, ('"domain": domain}', '"domain": None if domain is None else 0}')),
     *_in("nnx", DOMAINS, ("if affine_per_domain:", "if False:")),
@@ -524,5 +538,14 @@ MUTANTS = [
     ),
 ]
 
-EQUIVALENT: dict[tuple[str, str], str] = {}
+EQUIVALENT: dict[tuple[str, str], str] = {
+    ("_core/moments", "return x"): (
+        "all who call `_centred` weigh what it gives, and `_weigh` drops what has no weight, NaN too: with NaN, inf or "
+        "1e30 under a mask the first and second derivatives in both modes are the same"
+    ),
+    ("_core/moments", "m.astype(dtype)"): (
+        "XLA adds in many partial sums on a CPU: 2^24 + 1000 ones in float32 give that too, as [n, 1] to [n, 3] and as "
+        "[8193, 2048, 2]; integers are for a compiler that adds one by one"
+    ),
+}
 """(file without 'jaxbn/' and '.py', new text) of a mutant that survives -> why no test can see it."""
