@@ -54,6 +54,7 @@ COLLECTIVES = (
 MESH = ("tests/core/test_explicit_mesh.py", "tests/core/test_export.py")
 ERRORS = ("tests/core/test_errors.py", "tests/core/test_arguments.py")
 LINEN = (
+    *_some("models/test_linen_transforms", "test_initialization_needs_no_mapped_axis_and_no_full_batch"),
     *_some("models/test_linen_drop_in", "test_parameters_of_another_dtype_than_asked_for_are_used_as_in_flax"),
     *_some("tools/test_accumulate", "test_a_batch_norm_in_a_stack_without_the_entry_tells"),
     "tests/models/test_linen_state.py",

@@ -26,7 +26,11 @@ def normalize(split, groups, x=X, mask=None):
     return jax.jit(lambda x: apply(layer, PARAMS, STATS, x, mask))(x)
 
 
-@pytest.mark.parametrize("split", ["vmap", "pmap", "shard_map, checked", "shard_map, unchecked"])
+ONE_NAME = ["vmap", "pmap", "shard_map, checked", "shard_map, unchecked"]
+TWO_NAMES = ["vmap, two names", "shard_map, two names, checked", "vmap in shard_map, unchecked"]
+
+
+@pytest.mark.parametrize("split", ONE_NAME + TWO_NAMES)
 def test_groups_may_be_of_unequal_size(split):
     data = DATA["mask"]._replace(groups=((2,), (0, 1, 3)))
     args = arguments(data) | {"params": PARAMS, "stats": STATS}
