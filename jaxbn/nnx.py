@@ -298,7 +298,10 @@ def commit_moments(model: nnx.Module) -> None:
         )  # fmt: skip
         for name, value in new.items():
             _assign(getattr(layer, name), value)
-        layer.batch_moments = None
+        if isinstance(layer, BatchNorm):
+            layer.batch_moments = None
+        else:  # a module of one's own is again what it was
+            del layer.batch_moments
 
 
 def _batch_stats(layer: Any, x: jax.Array) -> dict[str, jax.Array]:

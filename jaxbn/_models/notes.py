@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxbn._core.batch_norm import batch_moments, moments_by_domain
 from jaxbn._core.merge import Accumulated, merge_into
+from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.options import BatchOptions
 from jaxbn._core.types import Moments
 from jaxbn._models.tree import Path
@@ -76,6 +77,6 @@ def _is_bound(name: Any) -> bool:
 
 
 def add(old: Accumulated, new: Moments) -> Accumulated:
-    """The two merged, [C] each; complex if the new ones are."""
-    dtype = jnp.promote_types(old.mean.dtype, new.mean.dtype)
-    return merge_into(old._replace(mean=old.mean.astype(dtype), mean_rest=old.mean_rest.astype(dtype)), new)
+    """The two merged, [C] each, in the dtypes of `old`; complex if the new ones are."""
+    mean, mean_rest = (as_complex_as(new.mean, v) for v in (old.mean, old.mean_rest))
+    return merge_into(old._replace(mean=mean, mean_rest=mean_rest), new)

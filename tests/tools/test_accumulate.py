@@ -186,6 +186,27 @@ def test_an_nnx_module_that_hands_its_moments_in_accumulates_too():
     assert not np.array_equal(norm.mean[...], before)
 
 
+def test_a_module_of_ones_own_is_after_a_step_what_it_was():
+    model = OwnNorm()
+    before = nnx.graphdef(model)
+    jaxbn.nnx.zero_moments(model)
+    model(MICROBATCHES[0])
+    jaxbn.nnx.commit_moments(model)
+    assert nnx.graphdef(model) == before
+
+
+def test_moments_that_are_handed_in_keep_the_dtypes_of_those_so_far():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        model = OwnNorm()
+        for name in ("mean", "var"):
+            getattr(model, name).set_value(getattr(model, name)[...].astype(jnp.float32))
+        jaxbn.nnx.zero_moments(model)
+        jaxbn.report_moments(model, jaxbn.batch_moments(jnp.asarray(MICROBATCHES[0], jnp.float64)))
+        assert {v[...].dtype for v in model.batch_moments.values()} == {jnp.dtype(jnp.float32)}
+        jaxbn.report_moments(model, jaxbn.batch_moments(jnp.asarray(MICROBATCHES[0], jnp.complex128)))
+        assert jnp.iscomplexobj(model.batch_moments["mean"][...])
+
+
 def test_array_references_hold_the_moments_of_an_nnx_module():
     with nnx.var_defaults(ref=True):
         layer = jaxbn.nnx.BatchNorm(3, momentum=MOMENTUM, unbiased=True, rngs=nnx.Rngs(0))
