@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxbn._core import checks, rules
 from jaxbn._models.find import Found, find_batch_norms, is_nnx
-from jaxbn._models.tree import Path, path_name, set_at
+from jaxbn._models.tree import Path, get_at, path_name, set_at
 
 Model = TypeVar("Model")
 
@@ -40,7 +40,8 @@ def add_domains(
       In a copy of an nnx module, the batch norms of jaxbn have their fields set.
 
     Raises:
-      ValueError: no batch norm has such a path, or `num_domains` is not positive.
+      ValueError: no batch norm has such a path; one of an nnx module has domains already, or is Flax's own; or
+        `num_domains` is not positive.
       TypeError: an argument is not of the types above.
 
     Example:
@@ -67,7 +68,14 @@ def add_domains(
             stats["count"] = jnp.broadcast_to(count.reshape(count.shape + (1,) * (mean.ndim - count.ndim)), mean.shape)
         return Found(jax.tree.map(with_rows, found.params) if affine else {}, jax.tree.map(with_rows, stats))
 
-    return _changed(model, _chosen(model, layers), change, (num_domains, affine))
+    chosen = _chosen(model, layers)
+    for path, module in _modules(model).items():
+        if path in chosen and getattr(module, "num_domains", 0) is not None:
+            raise ValueError(
+                "`model` must have batch norms of jaxbn that do not have `num_domains` yet, or `layers` leave the "
+                f"others out, got {type(module).__module__}.{type(module).__name__} at {path_name(path)}."
+            )
+    return _changed(model, chosen, change, num_features, (num_domains, affine))
 
 
 def select_domain(model: Model, domain: int, *, layers: str | Sequence[str] = "*", num_feature_axes: int = 1) -> Model:
@@ -98,7 +106,12 @@ def select_domain(model: Model, domain: int, *, layers: str | Sequence[str] = "*
       ((3,), (3,))
     """
     num_features = _check_feature_axes(num_feature_axes)
-    chosen = {path: f for path, f in _chosen(model, layers).items() if f.batch_stats["mean"].ndim > num_features}
+    without = {path for path, module in _modules(model).items() if getattr(module, "num_domains", None) is None}
+    chosen = {
+        path: f
+        for path, f in _chosen(model, layers).items()
+        if f.batch_stats["mean"].ndim > num_features and path not in without
+    }
     numbers = {path_name(path): f.batch_stats["mean"].shape[-num_features - 1] for path, f in chosen.items()}
     if len(set(numbers.values())) != 1:
         raise ValueError(
@@ -119,7 +132,7 @@ def select_domain(model: Model, domain: int, *, layers: str | Sequence[str] = "*
 
         return jax.tree.map(row, found)
 
-    return _changed(model, chosen, change, (None, False))
+    return _changed(model, chosen, change, num_features, (None, False))
 
 
 def _check_feature_axes(number: int) -> int:
@@ -142,14 +155,40 @@ def _chosen(model: Any, layers: str | Sequence[str]) -> dict[Path, Found]:
     return chosen
 
 
-def _changed(model: Any, chosen: dict[Path, Found], change: Callable[[Found], Found], fields) -> Any:
+def _modules(model: Any) -> dict[Any, Any]:
+    """The batch norms of an nnx module, jaxbn's and Flax's; of variables or a state there are none."""
+    if not is_nnx(model):
+        return {}
+    from flax import nnx
+
+    modules = nnx.iter_modules(model) if isinstance(model, nnx.Module) else ()
+    return {path: module for path, module in modules if isinstance(module, nnx.BatchNorm)}
+
+
+def _changed(model: Any, chosen: dict[Path, Found], change: Callable[[Found], Found], num_features: int, fields) -> Any:
     """The model with other arrays in the places of some of its batch norms."""
     of_layers = {path: change(found) for path, found in chosen.items()}
+
+    def names_after(names, old, new):
+        """The mesh axes of an array's axes: that of the domains, which comes or goes, is not split."""
+        names, fewer = list(names), min(old.ndim, new.ndim)
+        axis = fewer - num_features
+        names += [None] * (axis - len(names))
+        names[axis : axis + old.ndim - fewer] = [None] * (new.ndim - fewer)
+        return tuple(names)
+
     if not is_nnx(model):
         for path, found in of_layers.items():
             for collection, arrays in found._asdict().items():
-                for name, value in arrays.items():
-                    model = set_at(model, (collection, *path, name), value)
+                layer = get_at(model, (collection, *path), {})
+                for name, new in arrays.items():
+                    box = layer[name]
+                    if hasattr(box, "names"):
+                        box = box.replace(names=names_after(box.names, box.unbox(), new))
+                    new = box.replace_boxed(new) if hasattr(box, "replace_boxed") else new
+                    layer = type(layer)({**layer, name: new})
+                if arrays:
+                    model = set_at(model, (collection, *path), layer)
         return model
     from flax import nnx
 
@@ -159,10 +198,16 @@ def _changed(model: Any, chosen: dict[Path, Found], change: Callable[[Found], Fo
     values = {
         (*path, name): value for path, found in of_layers.items() for arrays in found for name, value in arrays.items()
     }
+    before = dict(nnx.to_flat_state(model if isinstance(model, nnx.State) else nnx.state(model)))
+    after = dict(nnx.to_flat_state(with_values(nnx.from_flat_state(before), values)))
+    for path, value in values.items():
+        names = before[path].get_metadata().get("out_sharding")
+        if names:
+            after[path].set_metadata(out_sharding=names_after(names, before[path].get_value(), value))
     if isinstance(model, nnx.State):
-        return with_values(model, values)
+        return nnx.from_flat_state(after)
     copy = nnx.clone(model)
-    nnx.update(copy, with_values(nnx.state(copy), values))
+    nnx.update(copy, nnx.from_flat_state(after))
     for path, module in nnx.iter_modules(copy):
         if path in of_layers and isinstance(module, BatchNorm):
             module.num_domains, module.affine_per_domain = fields

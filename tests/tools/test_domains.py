@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jaxbn
 import jaxbn.linen
@@ -84,6 +86,46 @@ def test_the_same_in_nnx_and_its_state(affine):
             one(X, use_running_average=True), m(X, use_running_average=True, domain=1), rtol=1e-6, atol=1e-6
         )
         np.testing.assert_array_equal(jaxbn.select_domain(m, 0)(X, use_running_average=True), want)
+
+
+def test_sharding_names_stay_with_their_axes():
+    """The axis of domains is new, and not split."""
+
+    class Split(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = nn.with_partitioning(nn.initializers.ones, ("model",))
+            return jaxbn.linen.BatchNorm(use_running_average=True, scale_init=init, name="norm")(x)
+
+    variables = Split().init(jax.random.key(0), X)
+    several = jaxbn.add_domains(variables, 2, affine=True)
+    assert nn.get_partition_spec(several)["params"]["norm"]["scale"] == P(None, "model")
+    assert several["params"]["norm"]["scale"].value.shape == (2, 3)
+    one = jaxbn.select_domain(several, 1)
+    assert nn.get_partition_spec(one) == nn.get_partition_spec(variables)
+
+    mesh = jax.make_mesh((1,), ("model",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        layer = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0), scale_metadata={"out_sharding": ("model",)})
+        for model in (layer, nnx.state(layer)):
+            several = jaxbn.add_domains(model, 2, affine=True)
+            one = jaxbn.select_domain(several, 1)
+            of_both = [m if isinstance(m, nnx.State) else nnx.state(m) for m in (several, one)]
+            assert [s["scale"].out_sharding for s in of_both] == [(None, "model"), ("model",)]
+
+
+def test_a_module_knows_whether_it_has_domains():
+    model = nnx.Sequential(
+        jaxbn.nnx.BatchNorm(4, num_domains=2, rngs=nnx.Rngs(0)),
+        nnx.vmap(lambda rngs: jaxbn.nnx.BatchNorm(4, rngs=rngs))(nnx.Rngs(0).split(2)),
+    )
+    one = jaxbn.select_domain(model, 1)
+    assert [layer.mean[...].shape for layer in one.layers] == [(4,), (2, 4)]
+    with pytest.raises(ValueError, match=r"do not have `num_domains` yet, .* jaxbn.nnx.BatchNorm at layers/0"):
+        jaxbn.add_domains(model, 3)
+    with pytest.raises(ValueError, match=r"batch norms of jaxbn .* got flax.nnx.* at \."):
+        jaxbn.add_domains(nnx.BatchNorm(4, rngs=nnx.Rngs(0)), 3)
+    assert jaxbn.add_domains(model, 3, layers="layers/1").layers[1].mean[...].shape == (2, 3, 4)
 
 
 def test_of_stacked_layers_the_domains_stand_before_the_features():
