@@ -124,7 +124,8 @@ class BatchNorm(nn.Module):
           mask: boolean (True counts) or non-negative weights, broadcasts to `x`.
           residual: of the shape of `x` and the dtype of the result, added before the activation.
           domain: in [0, num_domains), an integer or an integer array [], traced or not; or a tuple of K different
-            integers for a batch of K equal parts. Needed where there are `num_domains`.
+            integers, known at trace time, for a batch of K equal parts; with `axis_name`, for what each device holds.
+            Needed where there are `num_domains`.
 
         Returns:
           [..., C], of the shape of `x`.

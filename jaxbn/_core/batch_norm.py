@@ -69,8 +69,9 @@ def batch_norm(
       domain: which of D domains the batch is from, each with running statistics of its own: an integer in [0, D), or
         an integer array [], traced or not. A tuple of K different integers says that the batch consists of K equal
         parts, one after the other along the first axis that is not a feature axis, each from a domain of its own and
-        normalized by itself. `scale` and `bias` may be [D, C] too. A traced index out of range gives NaN, and the
-        state stays.
+        normalized by itself. With `axis_name`, what each device holds consists of these parts, so interleave the
+        domains before the batch is split; an index must be the same on all devices. `scale` and `bias` may be [D, C]
+        too. A traced index out of range gives NaN, and the state stays.
       use_fast_variance: False takes the exact mean first and then the variance about it. This costs one more read of
         `x` and, if the batch is split, one more collective.
       unbiased: whether the running variance is divided by `count - 1`, PyTorch's convention.
