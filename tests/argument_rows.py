@@ -154,7 +154,13 @@ ROWS = [
         "jaxbn.summary",
         jaxbn.summary,
         {"model": VARIABLES},
-        {"model": "model", "epsilon": "epsilon", "moments": "moments of a summary", "stacked": "flag"},
+        {
+            "model": "model",
+            "epsilon": "epsilon",
+            "moments": "moments of a summary",
+            "stacked": "flag",
+            "num_feature_axes": "num_feature_axes",
+        },
     ),
     Row(
         "jaxbn.merge_batch_stats",

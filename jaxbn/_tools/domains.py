@@ -11,6 +11,7 @@ import numpy as np
 from jaxbn._core import checks, rules
 from jaxbn._models.find import Found, find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, get_at, path_name, set_at
+from jaxbn._tools.checks import check_integer
 
 Model = TypeVar("Model")
 
@@ -55,7 +56,7 @@ def add_domains(
     if num_domains is None:
         raise TypeError("`num_domains` must be an integer, got None.")
     checks.check_static_bool(affine, "affine")
-    num_features = _check_feature_axes(num_feature_axes)
+    num_features = check_integer(num_feature_axes, "num_feature_axes", 1)
 
     def with_rows(v):
         axis = v.ndim - num_features
@@ -105,7 +106,7 @@ def select_domain(model: Model, domain: int, *, layers: str | Sequence[str] = "*
       >>> variables["batch_stats"]["mean"].shape, variables["params"]["scale"].shape
       ((3,), (3,))
     """
-    num_features = _check_feature_axes(num_feature_axes)
+    num_features = check_integer(num_feature_axes, "num_feature_axes", 1)
     without = {path for path, module in _modules(model).items() if getattr(module, "num_domains", None) is None}
     chosen = {
         path: f
@@ -133,14 +134,6 @@ def select_domain(model: Model, domain: int, *, layers: str | Sequence[str] = "*
         return jax.tree.map(row, found)
 
     return _changed(model, chosen, change, num_features, (None, False))
-
-
-def _check_feature_axes(number: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"`num_feature_axes` must be an integer, got {number!r}.")
-    if number < 1:
-        raise ValueError(f"`num_feature_axes` must be at least 1, got {number!r}.")
-    return number
 
 
 def _chosen(model: Any, layers: str | Sequence[str]) -> dict[Path, Found]:

@@ -11,6 +11,7 @@ from jaxbn._core import checks, rules
 from jaxbn._core.types import Moments
 from jaxbn._models.find import Found, find_batch_norms
 from jaxbn._models.tree import moments_by_path, path_name
+from jaxbn._tools.checks import check_integer
 from jaxbn._tools.optional import load
 
 DEAD_SCALE = 1e-3
@@ -90,7 +91,9 @@ class Summary(list[LayerSummary]):
         return draw(self, FAR)
 
 
-def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: bool = False) -> Summary:
+def summary(
+    model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: bool = False, num_feature_axes: int = 1
+) -> Summary:
     """Every batch norm of a model, with what a person needs to find the sick one.
 
     Args:
@@ -101,14 +104,16 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: 
       stacked: statistics of more than one axis, [L, C] or [D, C], are those of layers that a scan or vmap stacks, or of
         domains, and each has a row, 'blocks/bn[0]'. Otherwise they are one layer with several feature axes, and have
         one row.
+      num_feature_axes: of the statistics, where they are `stacked`; the axes before these are those of layers and
+        domains.
 
     Returns:
       A list of `LayerSummary`, one for each batch norm, in the order of the tree. `print(rows)` shows a table,
       `rows.table()` is one for rich, `rows.figure()` a matplotlib figure.
 
     Raises:
-      ValueError: the model has no batch norm; the moments belong to different layers or have different shapes; or
-        `epsilon` is not positive.
+      ValueError: the model has no batch norm; the moments belong to different layers or have different shapes;
+        `epsilon` is not positive; or with that many feature axes a scale or bias is not of its statistics.
       TypeError: `model` is none of the above.
 
     References:
@@ -146,23 +151,32 @@ def summary(model: Any, moments: Any = None, *, epsilon: float = 1e-5, stacked: 
             f"`moments` must be of the batch norms of the model, {', '.join(map(path_name, found))}, got {unknown} too."
         )
     checks.check_static_bool(stacked, "stacked")
+    num_features = check_integer(num_feature_axes, "num_feature_axes", 1)
     rows = Summary()
     for path, layer in found.items():
         name, of_batch = path_name(path), by_path.get(path)
         if of_batch is not None:
             _check_moments(name, of_batch, layer)
-        for index in np.ndindex(np.shape(layer.batch_stats["mean"])[:-1] if stacked else ()):
-            one, of_one = (_part(v, index) for v in (layer, of_batch))
+        shape = np.shape(layer.batch_stats["mean"])
+        num_stacked = max(len(shape) - num_features, 0) if stacked else 0
+        for param, v in layer.params.items() if stacked else ():
+            if np.shape(v) != (*shape[: max(np.ndim(v) - num_features, 0)], *shape[num_stacked:]):
+                raise ValueError(
+                    f"`num_feature_axes` must be the number of feature axes, got {num_features} for {param} "
+                    f"{list(np.shape(v))} and a mean {list(shape)} at {name}."
+                )
+        for index in np.ndindex(shape[:num_stacked]):
+            one, of_one = (_part(v, index, num_features) for v in (layer, of_batch))
             rows.append(_row(name + "".join(f"[{i}]" for i in index), one, of_one, epsilon))
     return rows
 
 
-def _part(layer: Any, index: tuple[int, ...]) -> Any:
+def _part(layer: Any, index: tuple[int, ...], num_features: int) -> Any:
     """One layer of a stack, or one domain; what has fewer axes, such as a scale that domains share, is of all."""
 
     def part(keys, v):
         is_param = any(getattr(k, "name", None) == "params" for k in keys)
-        return np.asarray(v)[index[: max(np.ndim(v) - is_param, 0)]]
+        return np.asarray(v)[index[: max(np.ndim(v) - num_features * is_param, 0)]]
 
     return jax.tree_util.tree_map_with_path(part, layer)
 

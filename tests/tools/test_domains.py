@@ -139,6 +139,16 @@ def test_of_stacked_layers_the_domains_stand_before_the_features():
     jax.tree.map(np.testing.assert_array_equal, jaxbn.select_domain(several, 2), variables)
 
 
+def test_a_summary_tells_several_feature_axes_from_domains():
+    params, stats = jaxbn.init((4, 2), num_domains=3)
+    params["scale"] = params["scale"].at[1].set(0)
+    variables = {"params": params, "batch_stats": stats}
+    rows = jaxbn.summary(variables, stacked=True, num_feature_axes=2)
+    assert [(r.layer, r.num_features, r.dead) for r in rows] == [(f".[{d}]", 8, 2) for d in range(3)]
+    with pytest.raises(ValueError, match=r"`num_feature_axes` .* got 1 for .* \[4, 2\] and a mean \[3, 4, 2\]"):
+        jaxbn.summary(variables, stacked=True)
+
+
 def test_an_old_count_of_all_channels_becomes_one_of_each():
     params, stats = jaxbn.init(4)
     several = jaxbn.add_domains({"params": params, "batch_stats": {**stats, "count": jnp.int32(7)}}, 2)
