@@ -148,7 +148,7 @@ class BatchNorm(nn.Module):
         options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual, "domain": domain}
         if self.is_initializing():  # nothing is mapped yet, and the statistics stay
             options |= {"axis_name": None, "axis_index_groups": None, "virtual_batch_size": None}
-            options |= {"domain": None if domain is None else 0}
+            options |= {"domain": domain[0] if isinstance(domain, tuple | list) and domain else domain}
         training = training and not self.is_initializing()
         moments = self._batch_moments(batch_stats["mean"]) if training and self._accumulates() else {}
         so_far = Accumulated(**{name: v.value for name, v in moments.items()}) if moments else None

@@ -294,6 +294,16 @@ def test_a_module_wants_a_domain_if_it_has_several_and_only_then():
         jaxbn.nnx.BatchNorm(FEATURES, rngs=nnx.Rngs(0))(x, domain=0)
 
 
+def test_initialization_checks_the_domain_and_takes_a_batch_of_any_size():
+    model, want = of_linen()
+    x = batch()[0][:1]
+    variables = model.init(jax.random.key(0), x, use_running_average=False, domain=(0, 2))
+    jax.tree.map(np.testing.assert_array_equal, variables, want)
+    for wrong, error in ((NUM_DOMAINS, ValueError), ("x", TypeError), ((), ValueError)):
+        with pytest.raises(error, match="`domain` must be an integer in"):
+            model.init(jax.random.key(0), x, use_running_average=False, domain=wrong)
+
+
 def recalibrated(training):
     """Batches of one domain and of two, through linen and nnx; the third domain is never seen."""
     batches = [(0, batch(1)[0]), ((1, 0), batch(2)[0])]
