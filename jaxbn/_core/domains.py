@@ -25,7 +25,7 @@ def nan_unless_known(chosen: jax.Array, vector: jax.Array, num_features: int) ->
 
 
 def in_rows(chosen: jax.Array, moments: Moments) -> Moments:
-    """The moments [D, C] of every domain, out of those of the batch [C], or of its parts [K, C]; most are empty."""
+    """The moments [D, C] of every domain, out of those of the batch [C], or of its parts [K, C]; others are empty."""
     parts = chosen if chosen.ndim == 2 else chosen[None]
 
     def spread(values):

@@ -258,7 +258,7 @@ def check_domain_of_module(module, domain) -> None:
 
 
 def check_num_domains(num_domains, affine_per_domain) -> None:
-    """How many domains have statistics of their own; None for one that has no name."""
+    """A positive number of domains that have statistics of their own, or None; and whether scale and bias do too."""
     if num_domains is not None:
         if isinstance(num_domains, bool) or not isinstance(num_domains, int | np.integer):
             raise TypeError(f"`num_domains` must be an integer or None, got {num_domains!r}.")
