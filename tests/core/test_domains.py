@@ -185,6 +185,18 @@ def test_a_traced_domain_out_of_range_gives_nan_and_leaves_the_state(training, d
     jax.tree.map(np.testing.assert_array_equal, new, stats)
 
 
+def test_a_part_that_is_not_finite_is_no_business_of_the_others():
+    params, stats = state()
+    x, dy, _ = batch()
+    sick = np.array(x)
+    sick[:6, :, 0] = np.nan
+    got, want = (found(params, stats, v, dy, (2, 0)) for v in (sick, x))
+    np.testing.assert_array_equal(got["mean"][2, 0], stats["mean"][2, 0])
+    for name in ("mean", "var", "dscale", "dbias"):
+        np.testing.assert_allclose(got[name][0], want[name][0], rtol=1e-6)
+    np.testing.assert_allclose(got["y"][6:], want["y"][6:], rtol=1e-6)
+
+
 def test_a_domain_for_each_lane_of_vmap():
     params, stats = state()
     x, _, _ = batch()
