@@ -122,7 +122,7 @@ def main() -> int:
 
 def not_killed(killers: dict[str, list[Mutant]], limit: float) -> list[tuple[Mutant, str]]:
     """Of the tests that have seen a mutant, those that fail without one too."""
-    tests = [test.removeprefix("FAILED ") for test in killers if test.startswith("FAILED ")]
+    tests = [test.partition(" ")[2] for test in killers]  # after FAILED, or ERROR: a file that never runs sees nothing
     if not tests:
         return []
     status, seen, errors = run(None, tests, limit * len(tests))
