@@ -141,8 +141,9 @@ class BatchNorm(nn.Module):
         variables = self._batch_stats(x)
         batch_stats = {name: variable.value for name, variable in variables.items()}
         batch_stats["mean"] = as_complex_as(x, batch_stats["mean"])
-        rows = self.num_domains is not None and not self.affine_per_domain
-        params = self._params(batch_stats["mean"].shape[rows:])
+        shape = batch_stats["mean"].shape
+        is_shared = self.num_domains is not None and not self.affine_per_domain
+        params = self._params(shape[1:] if is_shared else shape)
         with jax.numpy_dtype_promotion("standard"):
             dtype = canonicalize_dtype(x, *params.values(), dtype=self.dtype)
         options = fields_of(self) | {"dtype": dtype, "mask": mask, "residual": residual, "domain": domain}

@@ -90,7 +90,8 @@ def batch_norm(
     References:
       Ioffe & Szegedy 2015, "Batch normalization", algorithms 1 and 2, section 3; Hoffer et al. 2017, section 3, for
       virtual batches; Ioffe 2017, "Batch renormalization", section 3, for `renorm`; Xie et al. 2020, "Adversarial
-      examples improve image recognition", section 4, for `domain`.
+      examples improve image recognition", section 4, and Chang et al. 2019, "Domain-specific batch normalization for
+      unsupervised domain adaptation", section 3, for `domain`.
 
     Example:
       >>> import jax.numpy as jnp, jaxbn
@@ -238,6 +239,11 @@ def step(
     elif chosen:
         return _evaluate(static, arrays), batch_moments, batch_stats
     if batch_moments is not None:
+        if batch_moments.mean.shape != arrays.batch_stats["mean"].shape:
+            raise ValueError(
+                f"`batch_moments` must have the shape of `batch_stats`, {list(arrays.batch_stats['mean'].shape)}, got "
+                f"{list(batch_moments.mean.shape)}; `zero_moments` begins them anew."
+            )
         y, moments = _train(static, arrays)
         return y, merge_into(batch_moments, moments), batch_stats
     y, batch_stats = _train_and_commit(static, arrays)

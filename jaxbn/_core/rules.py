@@ -19,7 +19,7 @@ from jaxbn._core.checks import (
     describe,
     values_of,
 )
-from jaxbn._core.numbers import accumulator, real_dtype
+from jaxbn._core.numbers import accumulator, promote, real_dtype
 from jaxbn._core.types import Moments
 
 
@@ -270,32 +270,44 @@ def check_num_domains(num_domains, affine_per_domain) -> None:
 
 
 def check_domain(domain, num_domains: int | None, x: jax.Array, axes: tuple[int, ...]) -> jax.Array | None:
-    """An index [] int32 of a domain, or [K] of those of K equal parts of the examples; in range, if it is known."""
+    """An index [] of a domain, or [K] of those of K equal parts of the examples; in range, as far as it is known."""
     if domain is None or num_domains is None:
         return None
-    rule = f"`domain` must be an integer in [0, {num_domains}), an integer array [], or a tuple of different integers"
-    parts = list(domain) if isinstance(domain, tuple | list) else [domain]
-    for d in parts:
-        is_known = isinstance(d, int | np.integer | np.ndarray) and not isinstance(d, bool)
-        is_index = is_known or (isinstance(d, jax.Array) and not isinstance(domain, tuple | list))
-        if not is_index or not jnp.issubdtype(jnp.result_type(d), jnp.integer):
-            raise TypeError(f"{rule}, got {domain!r}.")
-        if jnp.shape(d) != ():
-            raise ValueError(f"{rule}, got {domain!r}.")
-    known = [int(v) for d in parts for v in np.ravel(values_of(d) if isinstance(d, jax.Array) else d)]
-    if not parts or len(set(known)) < len(known) or any(not 0 <= d < num_domains for d in known):
-        raise ValueError(f"{rule}, got {domain!r}.")
-    if isinstance(domain, jax.Array):
-        return domain.astype(jnp.int32)
+    rule = (
+        f"`domain` must be an integer in [0, {num_domains}), an integer array [], or a tuple of different integers, "
+        "known at trace time"
+    )
     if not isinstance(domain, tuple | list):
-        return jnp.asarray(known[0], jnp.int32)
+        index = _check_index(domain, rule)
+        known = values_of(index) if isinstance(index, jax.Array) else np.asarray(index)
+        if np.any((known < 0) | (known >= num_domains)):
+            raise ValueError(f"{rule}, got {domain!r}.")
+        if isinstance(index, jax.Array):
+            return index.astype(promote(index.dtype, jnp.int32))
+        return jax.device_put(np.int32(index))
+    parts = [_check_index(d, rule) for d in domain]
+    if any(isinstance(d, jax.Array) for d in parts):
+        raise TypeError(f"{rule}, got {domain!r}.")
+    if not parts or len(set(parts)) < len(parts) or not all(0 <= d < num_domains for d in parts):
+        raise ValueError(f"{rule}, got {domain!r}.")
     examples = _number_of_examples("`domain`, for parts of the batch,", x, axes)
     if examples % len(parts):
         raise ValueError(
             f"`domain` must divide the number of examples, {examples} in {describe(x)}, into as many equal parts as it "
             f"names, got {domain!r}."
         )
-    return jnp.asarray(known, jnp.int32)
+    return jax.device_put(np.asarray(parts, np.int32))
+
+
+def _check_index(value, rule: str) -> int | jax.Array:
+    """An int, or an integer array [] of JAX."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer | np.ndarray | jax.Array):
+        raise TypeError(f"{rule}, got {value!r}.")
+    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise TypeError(f"{rule}, got {value!r}.")
+    if jnp.shape(value) != ():
+        raise ValueError(f"{rule}, got {value!r}.")
+    return value if isinstance(value, jax.Array) else int(value)
 
 
 def check_virtual_batch_size(

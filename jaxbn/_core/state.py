@@ -36,7 +36,7 @@ def init(
 
     Returns:
       `params`: {'scale': [C], 'bias': [C]}; `batch_stats`: {'mean': [C] zeros, 'var': [C] ones} and, with
-      `use_count`, 'count' [C] int32 zeros.
+      `use_count`, 'count' [C] int32 zeros. With `num_domains` the statistics are [D, C].
 
     Raises:
       ValueError: `num_features` is negative, `num_domains` is not positive, or `affine_per_domain` without it.

@@ -99,6 +99,11 @@ def give(
     for slot in name_slots(open_model(model), framework, names, prefix, layouts):
         if _absent(framework, slot):
             continue
+        if slot.leaf in ("mean", "var") and len(slot.value.shape) > 1:
+            raise ValueError(
+                f"`model` must have batch norms with statistics [C], got {slot.name} {list(slot.value.shape)}; of "
+                "several domains, jaxbn.select_domain(model, domain) takes one."
+            )
         if may_be_transposed(slot):
             raise ValueError(f"`model` has {slot.name} {list(slot.value.shape)}, which {_AMBIGUOUS.format(slot.path)}.")
         value = as_array(slot.name, slot.value, "`model` must hold arrays")

@@ -211,6 +211,40 @@ def test_a_domain_for_each_lane_of_vmap():
         close({"y": y[i], "mean": new["mean"][i]}, {"y": np.asarray(want[0]), "mean": np.asarray(want[1]["mean"])})
 
 
+def test_an_index_wider_than_an_int32_does_not_wrap():
+    params, stats = state()
+    x, _, _ = batch()
+    with pytest.raises(ValueError, match=r"`domain` must be an integer in \[0, 3\)"):
+        jaxbn.batch_norm(params, stats, x, use_running_average=True, domain=2**32)
+    with jax.enable_x64(True):
+        run = jax.jit(lambda d: jaxbn.batch_norm(params, stats, x, use_running_average=True, domain=d)[0])
+        assert np.isnan(run(jnp.asarray(2**32))).all()
+
+
+def test_nothing_is_transferred_that_was_not_asked_for():
+    params, stats = jax.tree.map(jnp.asarray, state())
+    x = jnp.asarray(batch()[0])
+    with jax.transfer_guard("disallow"):
+        for domain in (1, (2, 0)):
+            jaxbn.batch_norm(params, stats, x, use_running_average=False, domain=domain)
+
+
+def test_a_tuple_that_is_traced_is_told():
+    params, stats = state()
+    with pytest.raises(TypeError, match="known at trace time, got"):
+        jax.jit(lambda d: jaxbn.batch_norm(params, stats, batch()[0], use_running_average=True, domain=d))((0, 1))
+
+
+def test_moments_of_another_shape_are_told():
+    model, variables = of_linen()
+    stale = jaxbn.zero_moments({"mean": jnp.zeros(FEATURES), "var": jnp.ones(FEATURES)})
+    with pytest.raises(ValueError, match=r"`batch_moments` must have the shape of `batch_stats`, \[3, 4\], got \[4\]"):
+        model.apply(
+            {**variables, "batch_moments": stale}, batch()[0], use_running_average=False, domain=0,
+            mutable=["batch_moments"],
+        )  # fmt: skip
+
+
 # Devices
 
 

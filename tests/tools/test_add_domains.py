@@ -189,3 +189,10 @@ def test_bad_input_is_named_and_the_model_stays(call, says):
     with pytest.raises(ValueError, match=says):
         call(variables)
     jax.tree.map(np.testing.assert_array_equal, variables, before)
+
+
+def test_an_export_takes_one_domain():
+    variables = jaxbn.add_domains(trained(), 2, layers="norm")
+    with pytest.raises(ValueError, match=r"statistics \[C\], got .*mean \[2, 4\]; .*jaxbn.select_domain"):
+        jaxbn.interop.to_torch(variables)
+    assert jaxbn.interop.to_torch(jaxbn.select_domain(variables, 1))["norm.running_mean"].shape == (4,)
