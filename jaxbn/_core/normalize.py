@@ -192,8 +192,11 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
                 of_element = g(given, vectors)
                 return of_element if dresidual is None else beside(of_element, dresidual.astype(wide))
 
+            # A slope is worth computing once for both sums; a wider copy of what is in memory is not.
+            once = affine.activation is not None and not has_residual
+            again = summed if once else lambda arrays, vectors: summed(arrays, vectors)
             dk_dc = sums(
-                [(lambda arrays, vectors: _centred(arrays[0], vectors), summed), summed],
+                [(lambda arrays, vectors: _centred(arrays[0], vectors), summed), again],
                 (inputs, dy, dresidual),
                 vectors,
                 over,
