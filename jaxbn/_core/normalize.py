@@ -75,7 +75,11 @@ def _pre_activation(inputs: Inputs, vectors: Vectors) -> jax.Array:
     z = z if vectors.bias is None else z + vectors.bias
     if inputs.residual is None:
         return z
-    return z + _live(inputs.residual, inputs.residual, inputs.mask).astype(z.dtype)
+    residual = inputs.residual
+    if residual.dtype != z.dtype:
+        # Or XLA:GPU keeps the wider value that the block before has, too: in bfloat16 2.7 activations instead of 2.2.
+        residual = apart(residual)
+    return z + _live(residual, residual, inputs.mask).astype(z.dtype)
 
 
 def _output(affine: Affine, inputs: Inputs, vectors: Vectors) -> jax.Array:
