@@ -76,7 +76,8 @@ def sums(
     def in_blocks(cut: Cut, pieces: int, arrays, vectors):
         blocks = cut.number(shape)
         values = []
-        vectors = lax.optimization_barrier(vectors) if beside_a_result else vectors  # not the barrier of the result
+        if beside_a_result or len(leaves) < 3:  # to store a slope that takes a third array to compute saves reading it
+            vectors = lax.optimization_barrier(vectors)  # not the barrier of `elementwise`
         for factors in terms:
             if beside_a_result or blocks <= 20 or not values:  # one slope for two sums, or one for each
                 vectors = lax.optimization_barrier(vectors)

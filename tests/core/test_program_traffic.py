@@ -14,7 +14,7 @@ from bench.compilers import compile_for
 from bench.networks import bottleneck_stack
 from bench.steps import training_step
 from bench.traffic import kernels, traffic
-from bench.workloads import ODD_SHAPES, SHAPES, Workload, workloads
+from bench.workloads import ODD_SHAPES, OPTION_SHAPES, SHAPES, Workload, workloads
 
 PROGRAM = """
 HloModule jit_f
@@ -144,6 +144,14 @@ def test_on_an_h100_a_whole_step_is_near_the_limit(network, dtype, limit):
     found = measure.step_traffic("h100", "jaxbn", network, dtype)
     assert found["outside products [B/element]"] <= limit
     assert found["memory [activations]"] <= 2.3  # flax.linen's takes 2 to 2.23
+
+
+@pytest.mark.parametrize("w", workloads(OPTION_SHAPES, ("float32", "bfloat16"), ("relu",)), ids=lambda w: w.label)
+@pytest.mark.parametrize("option", [name for name in peers.OPTIONS if name != "jaxbn"])
+def test_on_an_h100_no_option_costs_a_pass(option, w):
+    """Seven of them, as y and dx leave in one pass where a program is given dy."""
+    needs("h100")
+    assert measure.together("h100", option, w)["together [B/element]"] <= 7 * jnp.dtype(w.dtype).itemsize
 
 
 def test_peers_train_the_same_network_to_the_same_weights():
