@@ -67,7 +67,7 @@ def measured(device: str, peer: str) -> dict[str, float]:
 
 def rows(device: str, names: list[str], base: str, repeats: int = 3) -> list[dict[str, Any]]:
     """The median over processes that take turns, and its ratio to that of `base`."""
-    names = [base, *(name for name in names if name in MODULES and name != base)]
+    names = [name for name in MODULES if name in (*names, base)]
     found = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:

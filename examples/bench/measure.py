@@ -73,28 +73,29 @@ def step_traffic(device: str, peer: str, network: str, dtype: str) -> Row:
 
 
 def checkpoint_memory(device: str, peer: str, *, policy: Callable | None = None, depth: int = 20) -> Row:
-    """Temporary memory of a step of `depth` layers of batch norm, ReLU and convolution, in activations.
+    """Temporary memory of a step of `depth` layers of convolution, batch norm and ReLU, in activations.
 
-    Each is a checkpoint of that policy, and begins at the output of a convolution; without one where it is None.
+    Each batch norm with its ReLU and the next convolution is a checkpoint of that policy; no checkpoints where it is
+    None.
     """
     w = Workload("layer", "float32", "relu", (32, 28, 28, 128))
     layer = peers.layer(peer, w)
 
     def block(params, state, weights, x):
         y, new = layer.apply(params, state, x, None)
-        return conv(y, weights), new
+        return y if weights is None else conv(y, weights), new
 
     block = block if policy is None else jax.checkpoint(block, policy=policy)
 
     def loss(params, weights, states, x):
         y, new = conv(x, weights[0]), []
-        for given in zip(params, states, weights[1:], strict=True):
+        for given in zip(params, states, [*weights[1:], None], strict=True):
             y, state = block(*given, y)
             new.append(state)
         return jnp.mean(jnp.square(y)), new
 
     params, states = ([v] * depth for v in _shapes((layer.params, layer.state)))
-    kernels = [jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)] * (depth + 1)
+    kernels = [jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)] * depth
     step = jax.value_and_grad(loss, (0, 1), has_aux=True)
     program = compile_for(device, step, params, kernels, states, jax.ShapeDtypeStruct(w.shape, jnp.float32))
     return {"memory [activations]": program.memory_analysis().temp_size_in_bytes / (4 * w.elements)}

@@ -58,24 +58,24 @@ def program(device: str, peer: str, w: Workload, split: Split, axis_type: AxisTy
     given = params, state, x, x if w.fused == "residual" else None, x
     wanted = jax.tree.map(lambda v: v.sharding, (x, state, (params, *given[2:4])))
     # To be read, not run: on the CPU no machine code is optimized.
-    options = {"xla_backend_optimization_level": 0} if device == "here" else None
+    options: Any = {"xla_backend_optimization_level": 0} if device == "here" else None
     with jax.set_mesh(mesh):
         return jax.jit(peers.step(layer), out_shardings=wanted).lower(*given).compile(options)
 
 
 def rows(device: str, names: list[str]) -> list[dict[str, Any]]:
-    """Collectives of each split and peer, and what a device gives to them, as multiples of the number of features C."""
+    """What a device gives to the collectives of each split and peer, in multiples of the number of features."""
     w = Workload("eight devices", "float32", "relu", (32, 56, 56, 64))
 
     def found(peer, split, axis_type):
         try:
             numbers = collectives(program(device, peer, w, split, axis_type).as_text())
-        except (TypeError, ValueError):
-            return "error"
-        return f"{len(numbers)}: " + ", ".join(f"{n / w.shape[-1]:.3g}C" for n in sorted(numbers, reverse=True))
+        except (TypeError, ValueError):  # that peer does not know such axes
+            return {}
+        return {"collectives": [n / w.shape[-1] for n in sorted(numbers, reverse=True)]}
 
     return [
-        {"workload": f"{split}, {kind} axes", "peer": peer, "collectives": found(peer, SPLITS[split], AXES[kind])}
+        {"workload": f"{split}, {kind} axes", "peer": peer} | found(peer, SPLITS[split], AXES[kind])
         for split in SPLITS
         for kind in AXES
         for peer in names

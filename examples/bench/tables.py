@@ -51,8 +51,8 @@ def tabulate(measured: dict[str, list[Row]]) -> dict[str, list[Row]]:
     if rows := measured.get("memory"):
         tables["checkpoints, temporary memory of a step, in activations"] = by_peer(rows, _memory)
     if rows := measured.get("devices"):
-        tables["eight devices, collectives of one layer, and the numbers that a device gives to each"] = by_peer(
-            rows, lambda r: r["collectives"]
+        tables["eight devices, numbers that a device gives to each collective of one layer"] = by_peer(
+            rows, lambda r: ", ".join("C" if n == 1 else f"{n:.3g}C" for n in r["collectives"]) or "none"
         )
     if rows := measured.get("compile"):
         tables[f"before the first step of a small ResNet, as a multiple of {BASE}'s"] = by_peer(
