@@ -3,12 +3,14 @@
     python examples/benchmark.py                        # times, memory traffic and accuracy on the device that is here
     python examples/benchmark.py --compile-for h100     # memory traffic on an H100 that is not here; no times
     python examples/benchmark.py --only layers --shapes dense-tall --repeats 50
+    python examples/benchmark.py --compile-for tpu --write examples/PERFORMANCE.md      # tables of that page
 
 Batch norm does almost no arithmetic: its time goes into reading and writing the activation. So beside the time, which
 is noisy, there is the traffic of the compiled program, in bytes per element of the activation, which is exact.
 """
 
 import argparse
+import functools
 import os
 import platform
 import sys
@@ -16,10 +18,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BASE = "flax.linen"
-"""whose time is 1"""
-PARTS = ("layers", "steps", "accuracy", "collectives")
+PARTS = {
+    "layers": "one alone",
+    "odd": "the same at sizes that no block divides",
+    "options": "of jaxbn, what they cost",
+    "steps": "whole training steps",
+    "memory": "of a step of 20 layers, with and without checkpoints",
+    "devices": "collectives of a layer on eight devices",
+    "compile": "the time before the first step",
+    "accuracy": "of the variance",
+    "collectives": "of synchronized batch norm, on eight simulated devices",
+}
+DEFAULT = {
+    "here": ("layers", "steps", "accuracy", "collectives"),
+    "h100": ("layers", "odd", "options", "steps", "memory", "devices", "compile"),
+    "tpu": ("steps", "devices", "compile"),
+}
+"""Parts that are measured on a device, unless --only names others."""
 Row = dict[str, Any]
+Job = tuple[str, str, Callable[[], list[Row]]]
+"""part, what the progress bar says, the work"""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -27,86 +45,66 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    networks = ("bottleneck-stack", "conv-stack", "dense-stack", "resnet50")
     # fmt: off
-    add("--compile-for", choices=("h100", "tpu"), metavar="DEVICE",
+    add("--compile-for", choices=("h100", "tpu"), metavar="DEVICE", dest="device", default="here",
         help="compile for an 'h100' or a 'tpu' and count, instead of measuring the device that is here")
-    add("--only", choices=PARTS, nargs="+", default=PARTS, metavar="PART",
-        help="layers: one alone; steps: whole training steps; accuracy: of the variance; collectives: of synchronized "
-        "batch norm, on eight simulated devices (default: all)")
+    add("--only", choices=PARTS, nargs="+", metavar="PART",
+        help="; ".join(f"{part}: {what}" for part, what in PARTS.items()) + " (default: " +
+        "; ".join(f"{device}: {' '.join(parts)}" for device, parts in DEFAULT.items()) + ")")
     add("--peers", nargs="+", metavar="NAME",
         help="jaxbn, flax.linen, flax.nnx, haiku, equinox, keras, torch (default: all that are installed)")
     add("--shapes", choices=SHAPES, nargs="+", default=tuple(SHAPES), metavar="NAME",
         help=f"of the layers: {', '.join(SHAPES)} (default: all)")
+    add("--networks", choices=networks, nargs="+", metavar="NAME",
+        help=f"of the steps: {', '.join(networks)} (default: all; on a CPU without resnet50, which takes minutes)")
     add("--dtypes", choices=DTYPES, nargs="+", default=DTYPES, metavar="NAME", help="float32, bfloat16 (default: both)")
     add("--fused", choices=("none", "relu", "residual"), nargs="+", default=("none", "relu", "residual"),
         metavar="NAME", help="what follows the layer: none, relu, residual and relu (default: all)")
     add("--repeats", type=int, default=15, metavar="N", help="rounds of each timing (default %(default)s)")
+    add("--read", type=Path, metavar="FILE", help="show the benchmark.json of an earlier run; nothing is measured")
+    add("--write", type=Path, metavar="PAGE",
+        help="put the tables into their places in this page: between <!-- device: title --> and <!-- end -->")
     add("--output", type=Path, default=Path("runs/benchmark"), metavar="FOLDER",
         help="for benchmark.json, benchmark.md and benchmark.png (default %(default)s)")
     # fmt: on
     args = parser.parse_args(arguments)
     if args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")
+    args.only = args.only or DEFAULT[args.device]
+    if args.device != "here" and (here := {"accuracy", "collectives"}.intersection(args.only)):
+        parser.error(f"{', '.join(sorted(here))}: only on the device that is here, without --compile-for")
     args.fused = ["" if f == "none" else f for f in args.fused]
     return args
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    if args.compile_for:
+    if args.device != "here":
         os.environ["JAX_PLATFORMS"] = "cpu"  # the device is not looked for
-    from bench import report
+    from bench import report, tables
 
     try:
         args.output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-        about, measured = measure_all(args)
+        if args.write:
+            args.write.read_text()
+        about, measured = report.read(args.read) if args.read else measure_all(args)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
-    tables = tabulate(measured)
-    for title, rows in tables.items():
+    shown = tables.tabulate(measured)
+    for title, rows in shown.items():
         report.show(title, rows)
-    report.write(args.output, about, measured, tables)
+    if args.write:
+        page = args.write.read_text()
+        args.write.write_text(tables.filled(page, tables.place_of(about), shown, tables.note(about)))
+    if args.read:
+        return
+    report.write(args.output, about, measured, shown)
     if "layers" in measured:
-        quantity, limit = ("both [B/element]", "limit") if args.compile_for else (f"time / that of {BASE}", None)
+        here = args.device == "here"
+        quantity, limit = (f"time / that of {tables.BASE}", None) if here else ("both [B/element]", "limit")
         rows = [row | ({quantity: row["time ratio"]} if "time ratio" in row else {}) for row in measured["layers"]]
         report.figure(args.output, f"one layer in training, {about['device']}", rows, quantity, limit)
-
-
-def tabulate(measured: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """The tables that are printed, by title."""
-    from bench.report import by_peer, geometric_means
-
-    tables = {}
-    if rows := measured.get("layers"):
-        tables["one layer, memory traffic, forward + backward, bytes per element"] = by_peer(
-            rows, lambda r: f"{r['forward [B/element]']:.3g} + {r['backward [B/element]']:.3g}", "limit"
-        )
-        tables["one layer, kernels; bytes per element kept for the backward pass, x and parameters aside"] = by_peer(
-            rows, lambda r: f"{r['kernels']}; {r['kept [B/element]']:.3g}"
-        )
-    if rows := measured.get("steps"):
-        tables["whole training step, memory traffic outside matrix products, bytes per element and layer"] = by_peer(
-            rows, lambda r: f"{r['outside products [B/element]']:.3g}"
-        )
-        tables["the same, matrix products included"] = by_peer(rows, lambda r: f"{r['all [B/element]']:.3g}")
-        tables["whole training step, temporary memory, in activations"] = by_peer(
-            rows, lambda r: f"{r['memory [activations]']:.3g}"
-        )
-    for kind, what in (("layers", "one layer, forward and backward"), ("steps", "whole training step")):
-        if any("time ratio" in row for row in measured.get(kind, [])):
-            tables[f"{what}, time as a multiple of {BASE}'s: median of the rounds (quartiles)"] = by_peer(
-                measured[kind],
-                lambda r: f"{r['time ratio']:.2f} ({r['first quartile']:.2f} to {r['third quartile']:.2f})",
-            )
-            if kind == "layers":
-                tables["the same, geometric mean over the shapes"] = geometric_means(measured[kind])
-    if "accuracy" in measured:
-        tables["relative error of the variance, float32, first step"] = measured["accuracy"]
-    if "collectives" in measured:
-        tables["synchronized: collectives of a layer, forward and backward, and the largest error of its output"] = (
-            measured["collectives"]
-        )
-    return tables
 
 
 def measure_all(args: argparse.Namespace) -> tuple[Row, dict[str, list[Row]]]:
@@ -114,9 +112,11 @@ def measure_all(args: argparse.Namespace) -> tuple[Row, dict[str, list[Row]]]:
     import jax
     from tqdm import tqdm
 
-    from bench import collectives, measure, peers, timing
+    import jaxbn
+    from bench import collectives, compile_cost, measure, peers, tables, timing
     from bench.networks import NETWORKS
-    from bench.workloads import workloads
+    from bench.process import answer_of
+    from bench.workloads import ODD_SHAPES, OPTION_SHAPES, Workload, workloads
 
     known = [*peers.PEERS, "torch"]
     unknown = [name for name in args.peers or [] if name not in known]
@@ -124,61 +124,84 @@ def measure_all(args: argparse.Namespace) -> tuple[Row, dict[str, list[Row]]]:
         raise ValueError(f"--peers must be of {known}, got {unknown}")
     wanted = args.peers or known
     versions = peers.installed([name for name in wanted if name in peers.PEERS])
-    names, device = list(versions), args.compile_for or "here"
-    torch = timing.Torch.start() if "torch" in wanted and device == "here" else None
+    names, device = list(versions), args.device
+    of_steps = [name for name in names if name != "equinox"]  # which wants channels first
+    timed = device == "here"
+    torch = timing.Torch.start() if "torch" in wanted and timed and "layers" in args.only else None
     missing = [name for name in args.peers or [] if name not in versions and not (name == "torch" and torch)]
     if missing:
         raise ValueError(f"--peers names {missing}, which are not installed, or not for this device")
     here = f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} CPU cores"
+    allocator = os.environ.get("GLIBC_TUNABLES")
     about = {
-        "device": {"h100": "compiled for an H100", "tpu": "compiled for a TPU v5e", "here": here}[device],
+        "device": tables.ABSENT.get(device, here),
+        **({"GLIBC_TUNABLES": allocator} if timed and allocator else {}),
         "command": " ".join(["python examples/benchmark.py", *sys.argv[1:]]),
         "python": platform.python_version(),
         "jax": jax.__version__,
         **versions,
         **({"torch": torch.version} if torch else {}),
     }
+    networks = args.networks or list(NETWORKS)
+    if not args.networks and timed and jax.default_backend() == "cpu":
+        networks.remove("resnet50")
+        if "steps" in args.only:
+            print("without a whole ResNet-50, which takes minutes here: --networks resnet50")
 
     def times(timers: dict[str, Callable[[], float]]) -> dict[str, dict[str, float]]:
         if not timers:
             return {}
-        return timing.compare(list(timing.rounds(timers, args.repeats)), BASE if BASE in timers else next(iter(timers)))
+        base = tables.BASE if tables.BASE in timers else next(iter(timers))
+        return timing.compare(list(timing.rounds(timers, args.repeats)), base)
 
-    layers = workloads(args.shapes, args.dtypes, args.fused) if "layers" in args.only else []
-    steps = [(n, d) for n in NETWORKS for d in args.dtypes] if "steps" in args.only else []
-    offsets = (0, 10, 100, 1000) if "accuracy" in args.only and device == "here" else ()
-    of_steps = [name for name in names if name != "equinox"]  # which wants channels first
-    found: dict[str, list[Row]] = {"layers": [], "steps": [], "accuracy": [], "collectives": []}
-    with tqdm(total=len(layers) + len(steps) + len(offsets) + ("collectives" in args.only), unit="workload") as bar:
-        for w in layers:
-            bar.set_description(w.label)
-            timers = {} if device != "here" else {n: timing.timer(measure.timed_layer(n, w)) for n in names}
-            timers |= {"torch": torch.layer(w)} if torch else {}
-            seconds = times(timers)
-            for name in [*names, *(["torch"] if torch else [])]:
-                row = {"workload": w.label, "peer": name} | seconds.get(name, {})
-                found["layers"].append(row | (measure.layer_traffic(device, name, w) if name != "torch" else {}))
-            bar.update()
-        for network, dtype in steps:
-            bar.set_description(f"{network}, {dtype}")
-            timers = {n: timing.timer(measure.timed_step(n, network, dtype)) for n in of_steps if device == "here"}
-            seconds = times(timers)
-            for name in of_steps:
-                row = {"workload": f"{network}, {dtype}", "peer": name} | seconds.get(name, {})
-                found["steps"].append(row | measure.step_traffic(device, name, network, dtype))
-            bar.update()
-        for offset in offsets:
-            bar.set_description(f"accuracy at {offset} standard deviations")
-            errors = {name: measure.variance_error(name, offset) for name in names}
-            found["accuracy"].append({"mean / standard deviation": offset} | errors)
-            bar.update()
-        if "collectives" in args.only:
-            bar.set_description("collectives")
-            found["collectives"] = collectives.rows()
-            bar.update()
+    def layer(w: Workload) -> list[Row]:
+        timers = {n: timing.timer(measure.timed_layer(n, w)) for n in names if timed}
+        seconds = times(timers | ({"torch": torch.layer(w)} if torch else {}))
+        rows = [{"peer": n} | seconds.get(n, {}) | measure.layer_traffic(device, n, w) for n in names]
+        return rows + ([{"peer": "torch"} | seconds["torch"]] if torch else [])
+
+    def odd(w: Workload) -> list[Row]:
+        return [{"peer": n} | measure.layer_traffic(device, n, w) | measure.together(device, n, w) for n in names]
+
+    def options(w: Workload) -> list[Row]:
+        return [{"peer": name} | measure.together(device, name, w) for name in peers.OPTIONS]
+
+    def step(network: str, dtype: str) -> list[Row]:
+        timers = {n: timing.timer(measure.timed_step(n, network, dtype)) for n in of_steps if timed}
+        seconds = times(timers)
+        return [{"peer": n} | seconds.get(n, {}) | measure.step_traffic(device, n, network, dtype) for n in of_steps]
+
+    def memory() -> list[Row]:
+        rows = [{"peer": name} | measure.checkpoint_memory(device, name) for name in of_steps]
+        saving = measure.checkpoint_memory(device, "jaxbn", policy=jaxbn.save_only_moments)
+        return [*rows, {"peer": "jaxbn, save_only_moments"} | saving]
+
+    def accuracy(offset: float) -> list[Row]:
+        errors = {name: measure.variance_error(name, offset) for name in names}
+        return [{"mean / standard deviation": offset} | errors]
+
+    def of_layers(part: str, shapes, fused, work: Callable[[Workload], list[Row]]) -> list[Job]:
+        return [(part, w.label, functools.partial(work, w)) for w in workloads(shapes, args.dtypes, fused)]
+
+    jobs: list[Job] = [
+        *of_layers("layers", args.shapes, args.fused, layer),
+        *of_layers("odd", ODD_SHAPES, args.fused, odd),
+        *of_layers("options", OPTION_SHAPES, ("relu",), options),
+        *(("steps", f"{n}, {d}", functools.partial(step, n, d)) for n in networks for d in args.dtypes),
+        ("memory", "20 layers of convolution, batch norm and ReLU, float32", memory),
+        ("devices", "", lambda: answer_of("bench.splits", device, *names, eight_devices=True)),
+        ("compile", "", lambda: compile_cost.rows(device, names, tables.BASE)),
+        *(("accuracy", "", functools.partial(accuracy, offset)) for offset in (0, 10, 100, 1000)),
+        ("collectives", "", collectives.rows),
+    ]
+    found: dict[str, list[Row]] = {}
+    bar = tqdm([job for job in jobs if job[0] in args.only], unit="workload")
+    for part, label, work in bar:
+        bar.set_description(label or part)
+        found.setdefault(part, []).extend(({"workload": label} if label else {}) | row for row in work())
     if torch:
         torch.close()
-    return about, {kind: rows for kind, rows in found.items() if rows}
+    return about, found
 
 
 if __name__ == "__main__":

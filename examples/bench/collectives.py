@@ -5,32 +5,20 @@ devices; it prints one JSON list of rows.
 """
 
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.process import answer_of
+from bench.traffic import collectives
+
 FEATURES = 64
 GROUPS = ((0, 1, 2, 3), (4, 5, 6, 7))
-_COLLECTIVE = r"(?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 
 
 def rows() -> list[dict[str, Any]]:
     """Measured in a process with eight devices."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
-    }
-    command = [sys.executable, "-m", "bench.collectives"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"counting collectives failed: {done.stderr[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return answer_of("bench.collectives", eight_devices=True)
 
 
 def _count() -> list[dict[str, Any]]:
@@ -61,7 +49,7 @@ def _count() -> list[dict[str, Any]]:
         split = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=P("devices"), check_vma=False)
         program: Any = jax.jit(split).lower(variables, x, mask).compile()
         y = np.asarray(program(variables, x, mask)[0], np.float64)
-        return len(re.findall(_COLLECTIVE, program.as_text())), error(y, groups or (range(8),), mask)
+        return len(collectives(program.as_text())), error(y, groups or (range(8),), mask)
 
     def error(y, groups, mask):
         """The largest error of an output that counts, compared with the whole batch of each group in float64."""

@@ -29,10 +29,15 @@ def compile_for(device: str, f: Callable, *args: Any) -> Any:
     Raises:
       RuntimeError: the compiler for that device is not installed.
     """
+    return lowered_for(device, f, *args).compile()
+
+
+def lowered_for(device: str, f: Callable, *args: Any) -> Any:
+    """The program before it is compiled; arguments and errors as those of `compile_for`."""
     if device == "here":
-        return jax.jit(f).lower(*args).compile()
+        return jax.jit(f).lower(*args)
     one = NamedSharding(Mesh(devices(device, 1), ("x",)), P())
-    return jax.jit(f, in_shardings=one, out_shardings=one).lower(*args).compile()
+    return jax.jit(f, in_shardings=one, out_shardings=one).lower(*args)
 
 
 def devices(device: str, number: int) -> list:

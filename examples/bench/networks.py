@@ -21,7 +21,7 @@ class Network(NamedTuple):
     apply: Callable[[list[jax.Array], jax.Array, Norm], jax.Array]
 
 
-def _conv(x: jax.Array, w: jax.Array, stride: int = 1) -> jax.Array:
+def conv(x: jax.Array, w: jax.Array, stride: int = 1) -> jax.Array:
     return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -42,7 +42,7 @@ def conv_stack(depth: int, batch: int, size: int, channels: int) -> Network:
 
     def apply(weights, x, norm):
         for i, w in enumerate(weights):
-            x = norm(i, _conv(x, w), None)
+            x = norm(i, conv(x, w), None)
         return x
 
     shape = (batch, size, size, channels)
@@ -55,9 +55,9 @@ def bottleneck_stack(blocks: int, batch: int, size: int, channels: int) -> Netwo
 
     def apply(weights, x, norm):
         for i in range(0, len(weights), 3):
-            y = norm(i, _conv(x, weights[i]), None)
-            y = norm(i + 1, _conv(y, weights[i + 1]), None)
-            x = norm(i + 2, _conv(y, weights[i + 2]), x)
+            y = norm(i, conv(x, weights[i]), None)
+            y = norm(i + 1, conv(y, weights[i + 1]), None)
+            x = norm(i + 2, conv(y, weights[i + 2]), x)
         return x
 
     image = (batch, size, size)
@@ -94,16 +94,16 @@ def resnet50(batch: int, size: int) -> Network:
     weights.append((channels, 1000))
 
     def apply(weights, x, norm):
-        x = norm(0, _conv(x, weights[0], 2), None)
+        x = norm(0, conv(x, weights[0], 2), None)
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
         y = shortcut = x
         for i in range(1, len(fused)):
             if fused[i] == "residual":
-                x = y = shortcut = norm(i, _conv(y, weights[i]), shortcut)
+                x = y = shortcut = norm(i, conv(y, weights[i]), shortcut)
             elif fused[i] == "":
-                shortcut = norm(i, _conv(x, weights[i], strides[i]), None)
+                shortcut = norm(i, conv(x, weights[i], strides[i]), None)
             else:
-                y = norm(i, _conv(y, weights[i], strides[i]), None)
+                y = norm(i, conv(y, weights[i], strides[i]), None)
         return x.mean((1, 2)) @ weights[-1]
 
     return Network(images, weights, outputs, fused, apply)

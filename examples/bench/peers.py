@@ -3,6 +3,7 @@
 A peer makes a `Layer` for a workload. Peers that are not installed are left out.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from importlib.metadata import version
@@ -34,14 +35,26 @@ def _after(y, fused: str, residual):
     return jax.nn.relu(y) if fused else y
 
 
-def _jaxbn(w: Workload) -> Layer:
+def _jaxbn(w: Workload, **options) -> Layer:
+    chosen = {"use_running_average": False, "activation": "relu" if w.fused else None} | options
+    params, state = jaxbn.init(w.shape[-1], num_domains=2 if "domain" in options else None)
+
+    def apply(params, state, x, residual):
+        return jaxbn.batch_norm(params, state, x, residual=residual, **chosen)
+
+    return Layer(params, state, apply)
+
+
+def _jaxbn_traced_choice(w: Workload) -> Layer:
     params, state = jaxbn.init(w.shape[-1])
 
     def apply(params, state, x, residual):
-        activation = "relu" if w.fused else None
-        return jaxbn.batch_norm(params, state, x, use_running_average=False, activation=activation, residual=residual)
+        # Of the state, so that the program gets it as an argument.
+        is_frozen = state["frozen"]
+        y, new = _jaxbn(w, use_running_average=is_frozen).apply(params, state["stats"], x, residual)
+        return y, {"stats": new, "frozen": is_frozen}
 
-    return Layer(params, state, apply)
+    return Layer(params, {"stats": state, "frozen": jnp.asarray(False)}, apply)
 
 
 def _flax_linen(w: Workload) -> Layer:
@@ -127,6 +140,16 @@ PEERS: dict[str, tuple[str, Callable[[Workload], Layer]]] = {
 }
 
 
+OPTIONS: dict[str, Callable[[Workload], Layer]] = {
+    "jaxbn": _jaxbn,
+    "renorm": functools.partial(_jaxbn, renorm=jaxbn.Renorm()),
+    "traced choice": _jaxbn_traced_choice,
+    "domain=0": functools.partial(_jaxbn, domain=0),
+    "domain=(0, 1)": functools.partial(_jaxbn, domain=(0, 1)),
+}
+"""What an option costs: the layer of jaxbn without any, and with one each."""
+
+
 def installed(names) -> dict[str, str]:
     """The versions of the peers that are installed."""
     found = {}
@@ -139,7 +162,8 @@ def installed(names) -> dict[str, str]:
 
 
 def layer(name: str, w: Workload) -> Layer:
-    return PEERS[name][1](w)
+    """That of a peer, or of jaxbn with one of OPTIONS."""
+    return (PEERS[name][1] if name in PEERS else OPTIONS[name])(w)
 
 
 def arrays(layer: Layer, w: Workload) -> tuple[jax.Array, jax.Array, jax.Array | None]:

@@ -65,11 +65,16 @@ def show(title: str, rows: list[Row]) -> None:
     Console(width=160).print(table)
 
 
-def markdown(title: str, rows: list[Row]) -> str:
+def table(rows: list[Row]) -> str:
+    """In Markdown."""
     names = columns(rows)
     lines = [" | ".join(names), " | ".join(["---", *["--:"] * (len(names) - 1)])]
     lines += [" | ".join(text(row.get(name)) for name in names) for row in rows]
-    return f"**{title}**\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def markdown(title: str, rows: list[Row]) -> str:
+    return f"**{title}**\n\n{table(rows)}"
 
 
 def write(folder: Path, about: Row, measured: dict[str, list[Row]], tables: dict[str, list[Row]]) -> None:
@@ -79,6 +84,12 @@ def write(folder: Path, about: Row, measured: dict[str, list[Row]], tables: dict
     head = "; ".join(f"{name}: {value}" for name, value in about.items())
     (folder / "benchmark.md").write_text(f"{head}\n\n" + "\n".join(markdown(*table) for table in tables.items()))
     print(f"numbers: {folder / 'benchmark.json'}, tables: {folder / 'benchmark.md'}")
+
+
+def read(file: Path) -> tuple[Row, dict[str, list[Row]]]:
+    """About what a run was, and its numbers: what `write` wrote."""
+    run = json.loads(file.read_text())
+    return run["about"], run["measured"]
 
 
 def figure(folder: Path, title: str, rows: list[Row], quantity: str, limit: str | None = None) -> None:

@@ -19,6 +19,9 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 _SLICES = {"slice", "dynamic-slice", "gather"}
 _VIEWS = {"bitcast", "reshape", "convert", "copy", "transpose"}
 _PRODUCTS = {"dot", "convolution"}
+_COLLECTIVE = re.compile(
+    r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast)(-start)?"
+)
 
 
 class Kernel(NamedTuple):
@@ -66,6 +69,19 @@ def cycles(hlo: str) -> int:
     """
     entry = hlo[hlo.find("\nENTRY ") :]
     return sum(int(n) for n in re.findall(r'"estimated_cycles":"?(\d+)', entry[: entry.find("\n}")]))
+
+
+def collectives(hlo: str) -> list[int]:
+    """How many numbers a device gives to each collective of the program, those in branches included."""
+    found = []
+    for body in _parse(hlo)[0].values():
+        types = {i.name: i.type for i in body}
+        found += [
+            sum(size for o in i.operands for _, size, _ in _arrays(types[o]))
+            for i in body
+            if _COLLECTIVE.fullmatch(i.operation)
+        ]
+    return found
 
 
 def kernels(hlo: str, elements: int) -> list[Kernel]:
@@ -146,13 +162,18 @@ def _closing(text: str) -> int:
     return len(text)
 
 
+def _arrays(types: str) -> list[tuple[str, int, str]]:
+    """Dtype, size and layout of each array of a type, which may be a tuple."""
+    found = _ARRAY.findall(types)
+    return [(dtype, math.prod(int(d) for d in sizes.split(",") if d), layout) for dtype, sizes, layout in found]
+
+
 def _large(types: str, elements: int) -> list[int]:
-    found = []
-    for dtype, dimensions, layout in _ARRAY.findall(types):
-        size = math.prod(int(d) for d in dimensions.split(",") if d)
-        if 2 * size >= elements and "S(1)" not in layout:  # S(1): it is in memory on the chip (TPU)
-            found.append(size * BYTES[dtype])
-    return found
+    return [
+        size * BYTES[dtype]
+        for dtype, size, layout in _arrays(types)
+        if 2 * size >= elements and "S(1)" not in layout  # S(1): it is in memory on the chip (TPU)
+    ]
 
 
 def _is_sliced(body: list[_Instruction], number: int) -> bool:

@@ -21,6 +21,7 @@ ODD_SHAPES = {
     "in the cache": (256, 256),
 }
 """Shapes without a suitable divisor, or small ones."""
+OPTION_SHAPES = {"dense": (4096, 1024), "image": (128, 28, 28, 128)}
 DTYPES = ("float32", "bfloat16")
 FUSED = ("", "relu", "residual")
 """What follows the normalization: nothing, ReLU, or a residual added before ReLU."""
@@ -57,5 +58,5 @@ class Workload(NamedTuple):
 
 
 def workloads(names, dtypes, fused) -> list[Workload]:
-    shapes = SHAPES | ODD_SHAPES
+    shapes = SHAPES | ODD_SHAPES | OPTION_SHAPES
     return [Workload(name, dtype, f, shapes[name]) for f in fused for name in names for dtype in dtypes]

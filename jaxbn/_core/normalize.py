@@ -75,7 +75,11 @@ def _pre_activation(inputs: Inputs, vectors: Vectors) -> jax.Array:
     z = z if vectors.bias is None else z + vectors.bias
     if inputs.residual is None:
         return z
-    return z + _live(inputs.residual, inputs.residual, inputs.mask).astype(z.dtype)
+    residual = inputs.residual
+    if residual.dtype != z.dtype:
+        # Or XLA:GPU keeps the wider value that the block before has, too: in bfloat16 2.7 activations instead of 2.2.
+        residual = apart(residual)
+    return z + _live(residual, residual, inputs.mask).astype(z.dtype)
 
 
 def _output(affine: Affine, inputs: Inputs, vectors: Vectors) -> jax.Array:
@@ -192,8 +196,11 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
                 of_element = g(given, vectors)
                 return of_element if dresidual is None else beside(of_element, dresidual.astype(wide))
 
+            # A slope is worth computing once for both sums; a wider copy of what is in memory is not.
+            once = affine.activation is not None and not has_residual
+            again = summed if once else lambda arrays, vectors: summed(arrays, vectors)
             dk_dc = sums(
-                [(lambda arrays, vectors: _centred(arrays[0], vectors), summed), summed],
+                [(lambda arrays, vectors: _centred(arrays[0], vectors), summed), again],
                 (inputs, dy, dresidual),
                 vectors,
                 over,
