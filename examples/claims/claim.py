@@ -31,7 +31,7 @@ class Setting(NamedTuple):
         return max(10, full // 50 * 10) if self.fast else full
 
     def some(self, values) -> list:
-        """Of a grid every other value where it must be fast."""
+        """A grid of values, or every other one of them where it must be fast."""
         return list(values)[:: 2 if self.fast else 1]
 
 
@@ -66,21 +66,21 @@ class Interval(NamedTuple):
         return f"{100 * self.mean:.1f} ± {100 * self.half:.1f} %"
 
     def points(self) -> str:
-        """Of a difference between accuracies."""
+        """A difference between accuracies, in percentage points."""
         return f"{100 * self.mean:+.1f} ± {100 * self.half:.1f} points".replace("-", "\N{MINUS SIGN}")
 
     def number(self, digits: int = 2) -> str:
         return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
 
     def word(self, margin: float = MARGIN) -> str:
-        """Of a difference: 'same' where it is surely within the margin, 'higher', 'lower', or 'unclear'."""
+        """What a difference says: 'same' if it is surely within the margin, else 'higher', 'lower' or 'unclear'."""
         if max(abs(self.low), abs(self.high)) <= margin:
             return "same"
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "unclear"
 
 
 def interval(values) -> Interval:
-    """Of values [seeds]; those that are not finite are left out."""
+    """The mean of values [seeds] with its interval; values that are not finite are left out."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if len(values) < 2:
@@ -90,7 +90,7 @@ def interval(values) -> Interval:
 
 
 def difference(a, b) -> Interval:
-    """Of two arms [seeds] that share split, seed and order: seed by seed."""
+    """The mean of a - b, seed by seed, for two arms [seeds] that share split, seed and order."""
     return interval(np.asarray(a, float) - np.asarray(b, float))
 
 
@@ -106,7 +106,7 @@ class Ratio(NamedTuple):
 
 
 def ratio(a, b) -> Ratio:
-    """Of two arms [seeds], both positive, seed by seed."""
+    """The geometric mean of a / b, seed by seed, for two arms [seeds] of positive values."""
     logs = interval(np.log(np.asarray(a, float) / np.asarray(b, float)))
     return Ratio(*np.exp([logs.mean, logs.low, logs.high]).tolist())
 

@@ -90,7 +90,7 @@ def _norm(tree):
 
 
 def histogram(network: Network, look):
-    """Of the first unit's inputs in one layer; what is beyond the edges is in the first and the last bin."""
+    """The distribution of the first unit's inputs in one layer; the first and last bins hold the rest."""
     z = inputs_of(network, look)[LAYER][:, 0]
     bins = jnp.clip(jnp.searchsorted(jnp.asarray(EDGES), z, side="right") - 1, 0, len(EDGES) - 2)
     return {

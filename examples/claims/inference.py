@@ -50,7 +50,7 @@ def exact_accuracy(network: Network, look):
 
 def parts(setting: Setting):
     def predictions():
-        """Of each of some test images: the probability of its class, alone and in random company, in both modes."""
+        """The probability of its class for each of some test images, alone and in random company, in both modes."""
         plan = Plan(setting.steps(400), evaluations=5, decay=False)
         runs = Runs.grid(range(setting.seeds), [RATE])
         out = train(NETWORK, plan, setting.images, runs)

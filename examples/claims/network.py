@@ -169,7 +169,7 @@ def _half(network: Network, layer, stats, x, train: bool, momentum: float):
 
 
 class _Noise(NamedTuple):
-    """Of all layers in one draw, uniform in [-1, 1): a random number compiles slowly."""
+    """The noise of all layers, uniform in [-1, 1), in one draw: random numbers compile slowly."""
 
     of_feature: jax.Array
     """[layers, 2, width], the same for all examples"""

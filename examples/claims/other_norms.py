@@ -33,13 +33,13 @@ LOOK = "Left of the grey band: worse than batch norm. Right of it: better. In th
 
 
 def _norms(kind: str, size: int = 64) -> list[str]:
-    """Of a dense network instance norm would have one value; at batches of 2 the question is what batch norm does."""
+    """The norms to compare. Instance norm makes no sense in a dense network, where it would normalize one value."""
     left_out = {"dense network": {"instance"}, "CNN": set()}[kind] | ({"group", "instance"} if size == 2 else set())
     return [norm for norm in NORMS if norm not in left_out]
 
 
 def _called(norm: str) -> str:
-    """In the middle of a sentence."""
+    """The name of a norm in the middle of a sentence."""
     return "no norm" if norm == "none" else LABELS[norm].removeprefix("with ")
 
 
@@ -48,7 +48,7 @@ def parts(setting: Setting):
         return Plan(setting.steps(IMAGES[size][kind] // size), size)
 
     def seconds():
-        """Of the processor, for a step of ten runs side by side: the norms in turn, the fastest of some rounds."""
+        """CPU time of a step of ten runs side by side: the norms in turn, the fastest of some rounds."""
         steps = Plan(50, evaluations=1)
         runs = Runs.grid(range(BLOCK), [0.03])
         programs = {
@@ -78,7 +78,7 @@ def parts(setting: Setting):
 
 
 def _ahead(results: Results, kind: str, other: str, size: int):
-    """Of the other over batch norm."""
+    """How far the other norm is ahead of batch norm."""
     a, b = (np.nan_to_num(np.asarray(results[f"{kind} {n}, {size}"]["test"], float)) for n in (other, "batch"))
     return difference(a, b)
 

@@ -118,7 +118,7 @@ def evaluate(network: Network, params, batch_stats, x, y) -> tuple[jax.Array, ja
 
 
 class _Inputs(NamedTuple):
-    """Of one run; stacked, of all."""
+    """What one run is given; stacked along the first axis, what all runs are given."""
 
     params: Any
     batch_stats: Any
@@ -135,7 +135,7 @@ class _Inputs(NamedTuple):
 
 
 def inputs(network: Network, plan: Plan, images: Images, runs: Runs) -> _Inputs:
-    """Of all runs, in NumPy; those of one seed share the split, the weights and the order of the images."""
+    """The inputs of all runs, in NumPy; runs of one seed share the split, the weights and the order of the images."""
 
     def of_seed(seed: int) -> _Inputs:
         parts = split_rows(images.y, seed)

@@ -294,7 +294,7 @@ def _layer(static: Static, arrays: Arrays) -> tuple[jax.Array | None, Layer]:
         )
         if scale is None:
             scale = jnp.ones((), promote(accumulator(arrays.inputs.x.dtype), static.affine.dtype))
-        # Of a domain that is traced and out of range, y tells.
+        # If the domain is traced and out of range, y is NaN.
         scale = nan_unless_known(chosen, scale, num_features)
     return chosen, Layer(scale, bias, stats["mean"], stats["var"], limits_of(static.renorm, stats), arrays.frozen)
 

@@ -14,7 +14,7 @@ def is_row(domain: jax.Array, num_domains: int) -> jax.Array:
 
 
 def row_of(chosen: jax.Array, rows: jax.Array) -> jax.Array:
-    """Of the rows [D, C] the one that is chosen, [C], or one for each part, [K, C]."""
+    """The chosen one of the rows [D, C], as [C]; for each of K parts its own, as [K, C]."""
     return zero_unless(chosen[(..., *(None,) * (rows.ndim - 1))], rows).sum(chosen.ndim - 1, dtype=rows.dtype)
 
 

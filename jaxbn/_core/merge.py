@@ -139,7 +139,7 @@ def merge_stacked(moments: Moments) -> Moments:
 def _merge_parts(moments: Moments, rests: jax.Array) -> tuple[jax.Array, Moments]:
     """The mean of the union, and its moments about it, of sets with the means `moments.mean + rests` [N, C]."""
     n = moments.count.reshape(moments.count.shape + (1,) * (moments.mean.ndim - moments.count.ndim))
-    # Of the mean of the means, in float32, only nearness is asked.
+    # The origin only has to be near: float32 is good enough for it.
     means = zero_unless(n != 0, moments.mean)
     origin = lax.stop_gradient(divide((n.astype(means.dtype) * means).sum(0), n.sum(0)))
     return merge_sets(moments.mean, moments._replace(mean=rests), origin)

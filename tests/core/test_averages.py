@@ -30,7 +30,7 @@ def weights_debiased(steps):
 
 
 def weights_scheduled(steps):
-    """Of each batch, and of the start, the rest."""
+    """The weight of each batch; the rest is that of the start."""
     momenta = [schedule64(s) for s in range(steps)]
     return np.array([(1 - momenta[s]) * np.prod(momenta[s + 1 :]) for s in range(steps)])
 

@@ -16,7 +16,7 @@ DATA = np.random.default_rng(0).normal((1, 11, -5), size=(4, 6, 3)).astype(np.fl
 
 
 def weights(average, steps):
-    """Of each of so many updates."""
+    """The weight of each of so many updates."""
     w = np.ones(steps) if average == "cumulative" else 0.9 ** np.arange(steps)[::-1]
     return w / w.sum()
 
