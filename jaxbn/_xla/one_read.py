@@ -76,8 +76,9 @@ def _near_hint(about: Callable, x, mask, pivot):
     far = jnp.any((square > 64 * moments.var) & jnp.isfinite(delta))
 
     def again(pivot, moments):
-        mean = pivot + moments.mean
-        mean = jnp.where(jnp.isfinite(mean), mean, pivot)
+        # The choice stands between the quotient in the mean and this sum. As one multiply-add in some kernels and two
+        # operations in others they would be two means, a rounding apart: too far for a variance of 0.
+        mean = pivot + jnp.where(jnp.isfinite(moments.mean), moments.mean, jnp.zeros_like(pivot))
         return mean, about(mean, x, mask)
 
     return lax.cond(far, again, lambda pivot, moments: (pivot, moments), pivot, moments)
