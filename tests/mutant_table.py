@@ -364,8 +364,8 @@ MUTANTS = [
             *FORWARD,
         ),
         (
-            "z + _live(inputs.residual, inputs.residual, inputs.mask).astype(z.dtype)",
-            "z + inputs.residual.astype(z.dtype)",
+            "z + _live(residual, residual, inputs.mask).astype(z.dtype)",
+            "z + residual.astype(z.dtype)",
         ),
         ("vectors.multiplier * _live(dinputs.x, inputs.x, inputs.mask)", "vectors.multiplier * dinputs.x"),
         ("add(dz, _live(dinputs.residual, inputs.residual, inputs.mask))", "add(dz, dinputs.residual)"),
@@ -516,8 +516,9 @@ MUTANTS = [
     *_in(
         "_core/rules",
         (*ERRORS, *DOMAINS, "tests/core/test_virtual_batch.py"),
-        ("or any(not 0 <= d < num_domains for d in known)", "or any(d >= num_domains for d in known)"),
-        ("len(set(known)) < len(known)", "False"),
+        ("not all(0 <= d < num_domains for d in parts)", "any(d >= num_domains for d in parts)"),
+        ("(known < 0) | (known >= num_domains)", "known >= num_domains"),
+        ("len(set(parts)) < len(parts)", "False"),
         ("x, axes) // num_parts", "x, axes)"),
         ("if examples % len(parts):", "if False:"),
     ),
