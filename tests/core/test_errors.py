@@ -139,3 +139,14 @@ def test_moments_of_numpy_below_0_are_told(run, name):
     moments = jaxbn.Moments(np.float32(4), VECTOR, VECTOR)._replace(**{name: np.float32([1, 1, -1])})
     with pytest.raises(ValueError, match=f"`moments.{name}` must not be negative, got float32"):
         run(lambda stats: jaxbn.update_batch_stats(stats, moments, momentum=0.9))(STATS)
+
+
+@pytest.mark.parametrize("name", ["scale", "bias", "mean", "x"])
+def test_a_real_result_of_anything_complex_is_told(name):
+    arrays = {k: jnp.ones(3, jnp.complex64 if k == name else jnp.float32) for k in ("scale", "bias", "mean", "x")}
+    params, stats = {k: arrays[k] for k in ("scale", "bias")}, {"mean": arrays["mean"], "var": jnp.ones(3)}
+    x = jnp.broadcast_to(arrays["x"], (4, 3))
+    if name == "x":
+        stats["mean"] = stats["mean"].astype(jnp.complex64)
+    with pytest.raises(TypeError, match="`dtype` must be complex where x, scale, bias or mean is, got float32"):
+        jaxbn.batch_norm(params, stats, x, use_running_average=True, dtype=jnp.float32)
