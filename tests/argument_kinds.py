@@ -69,7 +69,8 @@ KINDS: dict[str, Kind] = {
     "domain of one set": Kind(["a", 0, 1, (0, 1), 1.5, np.ones(3), {}, nothing, jnp.tanh, Traced(0)], [None]),
     "domain": Kind(
         [
-            "a", b"a", 2, -1, 1.0, True, NAN, 1j, {}, {0}, object(), nothing, np.tanh, (), (0, 0), (0, 2), (0, 1.0),
+            "a", b"a", 2, -1, 1.0, True, NAN, 1j, {}, {0}, object(), nothing, np.tanh, (), (0, 0), (0, 2),
+            (0, -1), (0, 1.0),
             ("a",), (True, False), [[0], [1]], np.ones(2, int), np.float32(1), np.int32, Traced(X), Traced(1.0),
             Traced(True), None,
         ],

@@ -193,3 +193,13 @@ def test_a_variance_that_overflows_leaves_the_statistics_alone():
     assert np.isfinite(new["var"]).all()
     np.testing.assert_array_equal([new["mean"][0], new["var"][0]], [0, 1])
     np.testing.assert_allclose(new["mean"][1], 0.75)
+
+
+def test_moments_and_statistics_in_half_precision_are_mixed_in_float32_and_warned_of():
+    half = jnp.float16
+    stats = {"mean": jnp.zeros(1, half), "var": jnp.ones(1, half)}
+    moments = jaxbn.Moments(jnp.ones((), half), jnp.ones(1, half), jnp.ones(1, half))
+    with pytest.warns(UserWarning, match="running statistics below float32"):
+        new = jaxbn.update_batch_stats(stats, moments, momentum=0.999)
+    # In float16 a weight of 0.001 is 0.00098.
+    np.testing.assert_allclose(np.float64(new["mean"]), [0.001], rtol=1e-3)
