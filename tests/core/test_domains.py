@@ -211,6 +211,14 @@ def test_a_domain_for_each_lane_of_vmap():
         close({"y": y[i], "mean": new["mean"][i]}, {"y": np.asarray(want[0]), "mean": np.asarray(want[1]["mean"])})
 
 
+def test_a_virtual_batch_divides_a_part_and_not_only_the_batch():
+    params, stats = state()
+    with pytest.raises(ValueError, match="must divide the number of examples, 6 in each part of the batch"):
+        jaxbn.batch_norm(
+            params, stats, batch()[0], use_running_average=False, domain=(0, 1), virtual_batch_size=4
+        )  # fmt: skip
+
+
 def test_an_index_wider_than_an_int32_does_not_wrap():
     params, stats = state()
     x, _, _ = batch()

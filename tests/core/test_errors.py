@@ -150,3 +150,11 @@ def test_a_real_result_of_anything_complex_is_told(name):
         stats["mean"] = stats["mean"].astype(jnp.complex64)
     with pytest.raises(TypeError, match="`dtype` must be complex where x, scale, bias or mean is, got float32"):
         jaxbn.batch_norm(params, stats, x, use_running_average=True, dtype=jnp.float32)
+
+
+def test_evaluation_does_not_need_its_axis_name_to_be_bound():
+    options = {"axis_name": "devices", "axis_index_groups": ((0, 1), (2, 3))}
+    y, _ = jaxbn.batch_norm(PARAMS, STATS, X, use_running_average=True, **options)
+    assert y.shape == X.shape
+    with pytest.raises(ValueError, match="axis_name"):
+        jaxbn.batch_norm(PARAMS, STATS, X, use_running_average=False, **options)

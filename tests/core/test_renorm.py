@@ -246,3 +246,14 @@ def test_a_renorm_of_another_type_or_without_its_count_is_told():
         jaxbn.batch_norm(
             params, stats, jnp.ones((4, 3)), use_running_average=False, renorm=jaxbn.Renorm(lambda n: 1.0, 0.0)
         )
+
+
+@pytest.mark.parametrize("limits", [{"r_max": lambda count: 2.0}, {"d_max": lambda count: 2.0}])
+def test_either_schedule_needs_the_count_and_a_module_keeps_it(limits):
+    renorm, x = jaxbn.Renorm(**limits), jnp.ones((4, 3))
+    params, stats = jaxbn.init(3)
+    with pytest.raises(ValueError, match=r"needs batch_stats\['count'\]"):
+        jaxbn.batch_norm(params, stats, x, use_running_average=False, renorm=renorm)
+    assert jaxbn.nnx.BatchNorm(3, renorm=renorm, rngs=nnx.Rngs(0)).count is not None
+    variables = jaxbn.linen.BatchNorm(False, renorm=renorm).init(jax.random.key(0), x)
+    assert "count" in variables["batch_stats"]

@@ -141,3 +141,17 @@ def test_a_layer_has_the_parameters_that_are_asked_for(front, use_scale, use_bia
         layer = jaxbn.nnx.BatchNorm(4, use_scale=use_scale, use_bias=use_bias, rngs=nnx.Rngs(0))
         params = {name: v for name, v in (("scale", layer.scale), ("bias", layer.bias)) if v is not None}
     assert set(params) == {name for name, used in (("scale", use_scale), ("bias", use_bias)) if used}
+
+
+def test_the_modules_hand_the_exact_mean_on():
+    """It changes no value that a small batch could show, so the programs are compared."""
+
+    def programs(fast):
+        linen = jaxbn.linen.BatchNorm(False, use_fast_variance=fast)
+        variables = linen.init(jax.random.key(0), X)
+        graphdef, moving = nnx.split(jaxbn.nnx.BatchNorm(4, use_fast_variance=fast, rngs=nnx.Rngs(0)))
+        yield jax.make_jaxpr(lambda v, x: linen.apply(v, x, mutable=["batch_stats"]))(variables, X)
+        yield jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s)(x))(moving, X)
+
+    for fast, exact in zip(programs(True), programs(False), strict=True):
+        assert str(fast) != str(exact)
