@@ -196,15 +196,13 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
                 of_element = g(given, vectors)
                 return of_element if dresidual is None else beside(of_element, dresidual.astype(wide))
 
-            # A slope is worth computing once for both sums; a wider copy of what is in memory is not.
-            once = affine.activation is not None and not has_residual
-            again = summed if once else lambda arrays, vectors: summed(arrays, vectors)
             dk_dc = sums(
-                [(lambda arrays, vectors: _centred(arrays[0], vectors), summed), again],
+                [(lambda arrays, vectors: _centred(arrays[0], vectors), summed), summed],
                 (inputs, dy, dresidual),
                 vectors,
                 over,
                 beside_a_result=has_residual,
+                cheap=affine.activation is None,
             )
             dk_dc = tuple(expand(v, affine.axes, ndim) for v in dk_dc)
         if has_x:

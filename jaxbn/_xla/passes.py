@@ -39,10 +39,12 @@ def sums(
     over: tuple[int, ...],
     *,
     beside_a_result: bool = False,
+    cheap: bool = True,
 ) -> list[jax.Array]:
     """Each `f(arrays, vectors)`, or the product of several such factors, summed over axes: one read of each array.
 
-    `beside_a_result`: what is summed is also written, by `elementwise`, and both are best one pass.
+    `beside_a_result`: what is summed is also written, by `elementwise`, and both are best one pass. `cheap`: a factor
+    of several sums takes little more than reading its arrays, and is better computed again than written.
     """
 
     terms = [f if isinstance(f, tuple) else (f,) for f in fs]
@@ -59,12 +61,11 @@ def sums(
     def one_by_one(arrays, vectors):
         # On a CPU every sum is a kernel of its own: what it shared with others, or its factors, would be written to
         # memory. Equal barriers are merged, so each stands behind the last, and the first is that of `elementwise`.
-        # A factor of several terms is written, once.
         arrays, vectors = lax.optimization_barrier((arrays, vectors))
         found, known = [], {}
         for factors in terms:
             for f in factors:
-                if f not in known:
+                if f not in known or cheap or beside_a_result:
                     arrays, vectors = lax.optimization_barrier((arrays, vectors))
                     known[f] = f(arrays, vectors)
             found.append(product([known[f] for f in factors]).sum(over))
