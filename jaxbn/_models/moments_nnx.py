@@ -60,16 +60,15 @@ def _watch_layer(call: Call) -> Any:
 def hand_in(layer: Any, new: Moments) -> bool:
     """Adds the moments to those of the layer, if it is watched or accumulates those of microbatches."""
     noted = notes.current()
-    if noted is None or not hasattr(layer, "_jaxbn_entered"):
-        collected = getattr(layer, "batch_moments", None)
-        if collected is not None:
-            so_far = Accumulated(**{name: variable[...] for name, variable in collected.items()})
-            for name, value in notes.add(so_far, new)._asdict().items():
-                collected[name].set_value(jax.lax.stop_gradient(value))
-        return collected is not None
-    noted.reported.add(layer._jaxbn_watch.path)
-    for name, value in notes.add(_entered(layer), new)._asdict().items():
-        layer._jaxbn_entered[name].set_value(value)
+    if noted is not None and hasattr(layer, "_jaxbn_entered"):
+        noted.reported.add(layer._jaxbn_watch.path)
+        variables = layer._jaxbn_entered
+    else:
+        variables = getattr(layer, "batch_moments", None)
+    if variables is None:
+        return False
+    for name, value in notes.add(_accumulated(variables), new)._asdict().items():
+        variables[name].set_value(jax.lax.stop_gradient(value))
     return True
 
 
@@ -77,7 +76,8 @@ def moments_in(model: nnx.Module) -> dict[Path, Moments]:
     """The moments of what has entered each layer of a watched copy that was called."""
     noted = notes.current()
     assert noted is not None
-    return {path: _entered(m).moments for path, m in modules_of(model).items() if path in noted.reported}
+    reported = {path: module for path, module in modules_of(model).items() if path in noted.reported}
+    return {path: _accumulated(module._jaxbn_entered).moments for path, module in reported.items()}
 
 
 def with_stats(state: nnx.State, stats: dict[Path, BatchStats]) -> nnx.State:
@@ -114,5 +114,5 @@ def changed(state: nnx.State, new: nnx.State) -> nnx.State:
     return nnx.from_flat_state(dict(nnx.to_flat_state(state)) | dict(nnx.to_flat_state(new)))
 
 
-def _entered(layer: Any) -> Accumulated:
-    return Accumulated(**{name: variable.get_value() for name, variable in layer._jaxbn_entered.items()})
+def _accumulated(variables: dict[str, Any]) -> Accumulated:
+    return Accumulated(**{name: variable.get_value() for name, variable in variables.items()})
