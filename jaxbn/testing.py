@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn._core import checks
+from jaxbn._core.checks import check_integer
 from jaxbn._models.functions import as_function
 from jaxbn._models.marks import Output, outputs_of_layers
 from jaxbn._models.tree import leaf_name
-from jaxbn._tools.checks import check_function, check_integer, check_mapping, check_text
+from jaxbn._tools.checks import check_function, check_mapping, check_text
 
 DESCRIPTIONS = {
     "layers": "the output of {}",

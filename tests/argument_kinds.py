@@ -87,11 +87,12 @@ KINDS: dict[str, Kind] = {
         ],
         [BY_DOMAIN, {**BY_DOMAIN, "count": np.zeros((2, 3), np.int32)}],
     ),
-    "num_domains": Kind(["2", 0, -1, 2.0, True, [2], (2,), {}, NAN, nothing, np.tanh], [None, 1, 2, np.int64(2)]),
-    "number of domains": Kind(["2", 0, -1, 2.0, True, None, [2], (2,), {}, NAN, nothing, np.tanh], [1, 2, np.int64(2)]),
+    "num_domains": Kind(["2", 0, -1, 2.0, True, [2], (2,), {}, NAN, nothing, np.tanh, int], [None, 1, 2, np.int64(2)]),
+    "number of domains": Kind(["2", 0, -1, 2.0, True, None, [2], (2,), {}, NAN, nothing, np.tanh, int],
+        [1, 2, np.int64(2)]),
     "num_domains, without a domain": Kind(["2", 0, -1, 2.0, 2, True, [2], {}, NAN, nothing], [None]),
     "layers": Kind([None, 3, 1.5, [3], {}, object(), nothing, np.ones(3), "encoder/*", []], ["*", ["*"], ("a", "*")]),
-    "num_feature_axes": Kind(["1", 0, -1, 1.0, True, None, [1], {}, NAN, nothing], [1]),
+    "num_feature_axes": Kind(["1", 0, -1, 1.0, True, None, [1], {}, NAN, nothing, int, np.int32], [1]),
     "flag that must be False": Kind([*FLAG.wrong, True], [False]),
     "flag that must be True": Kind([*FLAG.wrong, False], [True]),
     "epsilon": Kind([*NUMBER, -1e-5, -1], [0, 0.0, 1, 1e-5, np.float32(1e-3), np.float64(1e-3)]),
@@ -138,7 +139,7 @@ KINDS: dict[str, Kind] = {
     "axis_index_groups": Kind([3, "01", [0, 1], [[0.5]], [[0, 1]], {}, True, object(), nothing, np.ones((2, 2))],
         [None]),
     "virtual_batch_size": Kind(
-        ["2", 2.0, 0, -1, 3, 8, True, [2], {}, NAN, np.ones(2), Traced(2), nothing], [None, 1, 2, 4, np.int64(2)]
+        ["2", 2.0, 0, -1, 3, 8, True, [2], {}, NAN, np.ones(2), Traced(2), nothing, int], [None, 1, 2, 4, np.int64(2)]
     ),
     "activation": Kind(
         [

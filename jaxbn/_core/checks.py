@@ -31,9 +31,11 @@ def check_array(value, name: str) -> jax.Array:
 def values_of(array: jax.Array, given: Any = None) -> np.ndarray:
     """The values as far as they are known here: none of a traced array, or of one that other processes hold too.
 
-    `given` is what was converted to the array. One of NumPy is known under `jit` too, where the array is traced.
+    `given` is what was converted to the array. Numbers of Python and NumPy are known under `jit` too, which traces the
+    array.
     """
-    if isinstance(given, np.ndarray | np.generic):
+    numbers = jax.tree.leaves(given)
+    if numbers and all(isinstance(v, np.ndarray | np.generic | int | float) for v in numbers):
         return np.asarray(given)
     if isinstance(array, Tracer) or not array.is_fully_addressable:
         return np.zeros(0)
@@ -58,6 +60,20 @@ def check_number(value, name: str) -> float:
     if np.shape(value) != ():
         raise ValueError(f"`{name}` must be a scalar, got {describe(value)}.")
     return float(value)
+
+
+def is_integer(value) -> bool:
+    """Whether it is an integer known at trace time: not a flag, and not an array."""
+    return hasattr(value, "__index__") and not isinstance(value, type | bool | np.ndarray | jax.Array)
+
+
+def check_integer(value, name: str, least: int) -> int:
+    """The value as an int, once it is checked to be an integer of at least `least`."""
+    if not is_integer(value):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
+    return int(value)
 
 
 def check_limit(limit, name: str, least: float) -> None:

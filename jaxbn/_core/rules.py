@@ -13,13 +13,15 @@ from jaxbn._core.axes import feature_shape
 from jaxbn._core.checks import (
     check_array,
     check_dtype,
+    check_integer,
     check_number,
     check_schedule,
     check_static_bool,
     describe,
+    is_integer,
     values_of,
 )
-from jaxbn._core.numbers import accumulator, promote, real_dtype
+from jaxbn._core.numbers import accumulator, real_dtype
 from jaxbn._core.types import Moments
 
 
@@ -236,6 +238,15 @@ def check_residual(residual, x: jax.Array, dtype: jnp.dtype) -> jax.Array | None
     return residual
 
 
+def check_moments_so_far(mean: jax.Array, batch_stats: Mapping[str, jax.Array]) -> None:
+    """The moments of the microbatches before this one are of the shape of the statistics."""
+    if mean.shape != batch_stats["mean"].shape:
+        raise ValueError(
+            f"`batch_moments` must have the shape of `batch_stats`, {list(batch_stats['mean'].shape)}, got "
+            f"{list(mean.shape)}; `zero_moments` begins them anew."
+        )
+
+
 def check_module(module) -> None:
     """The fields of a module that Flax uses before the core sees them."""
     for name in ("use_bias", "use_scale", "force_float32_reductions"):
@@ -260,10 +271,7 @@ def check_domain_of_module(module, domain) -> None:
 def check_num_domains(num_domains, affine_per_domain) -> None:
     """A positive number of domains that have statistics of their own, or None; and whether scale and bias do too."""
     if num_domains is not None:
-        if isinstance(num_domains, bool) or not isinstance(num_domains, int | np.integer):
-            raise TypeError(f"`num_domains` must be an integer or None, got {num_domains!r}.")
-        if num_domains < 1:
-            raise ValueError(f"`num_domains` must be at least 1, got {num_domains!r}.")
+        check_integer(num_domains, "num_domains", 1)
     check_static_bool(affine_per_domain, "affine_per_domain")
     if affine_per_domain and num_domains is None:
         raise ValueError("`affine_per_domain` needs `num_domains`, got None.")
@@ -279,12 +287,14 @@ def check_domain(domain, num_domains: int | None, x: jax.Array, axes: tuple[int,
     )
     if not isinstance(domain, tuple | list):
         index = _check_index(domain, rule)
-        known = values_of(index) if isinstance(index, jax.Array) else np.asarray(index)
-        if np.any((known < 0) | (known >= num_domains)):
+        known = values_of(index).reshape(-1) if isinstance(index, jax.Array) else [index]
+        if any(not 0 <= d < num_domains for d in known):
             raise ValueError(f"{rule}, got {domain!r}.")
-        if isinstance(index, jax.Array):
-            return index.astype(promote(index.dtype, jnp.int32))
-        return jax.device_put(np.int32(index))
+        if not isinstance(index, jax.Array):
+            return jax.device_put(np.int32(index))
+        if index.dtype.itemsize > 4:  # as int32, 2^32 would be 0
+            index = jnp.where((index >= 0) & (index < num_domains), index, jnp.full_like(index, num_domains))
+        return index.astype(jnp.int32)
     parts = [_check_index(d, rule) for d in domain]
     if any(isinstance(d, jax.Array) for d in parts):
         raise TypeError(f"{rule}, got {domain!r}.")
@@ -321,7 +331,7 @@ def check_virtual_batch_size(
             f"`virtual_batch_size` and `axis_name` exclude each other: the one splits the batch, the other joins it; "
             f"got {size!r} and {names!r}."
         )
-    if isinstance(size, bool | np.ndarray | jax.Array) or not hasattr(size, "__index__"):
+    if not is_integer(size):
         raise TypeError(f"`virtual_batch_size` must be an integer or None, got {size!r}.")
     examples = _number_of_examples("`virtual_batch_size`", x, axes) // num_parts
     if size < 1 or examples % size:

@@ -4,9 +4,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
 
 def check_function(value: Any, name: str, arguments: tuple[str, ...]) -> None:
     """Checks that the value is callable with these arguments by position."""
@@ -21,15 +18,6 @@ def check_function(value: Any, name: str, arguments: tuple[str, ...]) -> None:
         signature.bind(*arguments)
     except TypeError:
         raise TypeError(f"{rule}, got {value!r}, a function of {signature}.") from None
-
-
-def check_integer(value: Any, name: str, least: int) -> int:
-    """The value as an int, once it is checked to be an integer of at least `least`."""
-    if isinstance(value, bool | np.ndarray | jax.Array) or not hasattr(value, "__index__"):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-    if value < least:
-        raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
-    return int(value)
 
 
 def check_text(value: Any, name: str) -> None:

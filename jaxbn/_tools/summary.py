@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from jaxbn._core import checks, rules
+from jaxbn._core.checks import check_integer
 from jaxbn._core.types import Moments
 from jaxbn._models.find import Found, find_batch_norms
 from jaxbn._models.tree import moments_by_path, path_name
-from jaxbn._tools.checks import check_integer
 from jaxbn._tools.optional import load
 
 DEAD_SCALE = 1e-3

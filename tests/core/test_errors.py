@@ -141,6 +141,13 @@ def test_moments_of_numpy_below_0_are_told(run, name):
         run(lambda stats: jaxbn.update_batch_stats(stats, moments, momentum=0.9))(STATS)
 
 
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("mask", [[[1.0], [1], [-1], [0]], -1.0, np.int32([[1], [-1], [0], [1]])], ids=str)
+def test_negative_weights_are_told_whatever_holds_the_numbers(mask, run):
+    with pytest.raises(ValueError, match="`mask` must hold non-negative weights, got"):
+        run(lambda x: jaxbn.batch_moments(x, mask=mask))(X)
+
+
 @pytest.mark.parametrize("name", ["scale", "bias", "mean", "x"])
 def test_a_real_result_of_anything_complex_is_told(name):
     arrays = {k: jnp.ones(3, jnp.complex64 if k == name else jnp.float32) for k in ("scale", "bias", "mean", "x")}

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn._core import checks, rules
+from jaxbn._core.checks import check_integer
 from jaxbn._core.types import BatchStats, Params
-from jaxbn._tools.checks import check_integer, check_mapping
+from jaxbn._tools.checks import check_mapping
 from jaxbn._tools.folding.affine import FeaturesError, affine_of, check_overflow, following, previous
 
 
