@@ -111,7 +111,7 @@ ROWS = [
         {
             "model": "model",
             "num_domains": "number of domains",
-            "affine": "flag",
+            "affine_per_domain": "flag",
             "layers": "layers",
             "num_feature_axes": "num_feature_axes",
         },

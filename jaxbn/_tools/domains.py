@@ -6,12 +6,10 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxbn._core import checks, rules
+from jaxbn._core.checks import check_integer, check_static_bool
 from jaxbn._models.find import Found, find_batch_norms, is_nnx
 from jaxbn._models.tree import Path, get_at, path_name, set_at
-from jaxbn._tools.checks import check_integer
 
 Model = TypeVar("Model")
 
@@ -20,19 +18,19 @@ def add_domains(
     model: Model,
     num_domains: int,
     *,
-    affine: bool = False,
+    affine_per_domain: bool = False,
     layers: str | Sequence[str] = "*",
     num_feature_axes: int = 1,
 ) -> Model:
     """Gives the batch norms of a trained model statistics of D domains, all equal at first to those that it has.
 
-    The result belongs to a model whose batch norms have the fields `num_domains` and, with `affine`,
-    `affine_per_domain`, or to functions that pass `domain`.
+    The result belongs to a model whose batch norms have the same `num_domains` and `affine_per_domain`, or to functions
+    that pass `domain`.
 
     Args:
       model: variables {'params': ..., 'batch_stats': ...}, an nnx module or its `nnx.State`. It is not changed.
       num_domains: D, at least 1.
-      affine: whether scale and bias become [D, C] too; otherwise the domains share them.
+      affine_per_domain: whether scale and bias become [D, C] too; otherwise the domains share them.
       layers: which batch norms: a pattern, or several, for paths such as 'encoder/0/bn'; `*` matches any characters.
       num_feature_axes: of the statistics; the axes before these are those of stacked layers.
 
@@ -52,10 +50,8 @@ def add_domains(
       >>> variables["batch_stats"]["mean"].shape, variables["params"]["scale"].shape
       ((2, 3), (3,))
     """
-    rules.check_num_domains(num_domains, False)
-    if num_domains is None:
-        raise TypeError("`num_domains` must be an integer, got None.")
-    checks.check_static_bool(affine, "affine")
+    check_integer(num_domains, "num_domains", 1)
+    check_static_bool(affine_per_domain, "affine_per_domain")
     num_features = check_integer(num_feature_axes, "num_feature_axes", 1)
 
     def with_rows(v):
@@ -67,7 +63,7 @@ def add_domains(
         if "count" in stats:  # of old, one for all channels
             count = jnp.asarray(stats["count"])
             stats["count"] = jnp.broadcast_to(count.reshape(count.shape + (1,) * (mean.ndim - count.ndim)), mean.shape)
-        return Found(jax.tree.map(with_rows, found.params) if affine else {}, jax.tree.map(with_rows, stats))
+        return Found(jax.tree.map(with_rows, found.params) if affine_per_domain else {}, jax.tree.map(with_rows, stats))
 
     chosen = _chosen(model, layers)
     for path, module in _modules(model).items():
@@ -76,7 +72,14 @@ def add_domains(
                 "`model` must have batch norms of jaxbn that do not have `num_domains` yet, or `layers` leave the "
                 f"others out, got {type(module).__module__}.{type(module).__name__} at {path_name(path)}."
             )
-    return _changed(model, chosen, change, num_features, (num_domains, affine))
+    for path, found in chosen.items():
+        shape = jnp.shape(found.batch_stats["mean"])
+        if len(shape) < num_features:
+            raise ValueError(
+                f"`num_feature_axes` must be at most the rank of the statistics, got {num_features} for {list(shape)} "
+                f"at {path_name(path)}."
+            )
+    return _changed(model, chosen, change, num_features, (num_domains, affine_per_domain))
 
 
 def select_domain(model: Model, domain: int, *, layers: str | Sequence[str] = "*", num_feature_axes: int = 1) -> Model:
@@ -120,9 +123,7 @@ def select_domain(model: Model, domain: int, *, layers: str | Sequence[str] = "*
             f"{numbers or f'none in {layers!r}'}."
         )
     num_domains = next(iter(numbers.values()))
-    if isinstance(domain, bool) or not isinstance(domain, int | np.integer):
-        raise TypeError(f"`domain` must be an integer in [0, {num_domains}), got {domain!r}.")
-    if not 0 <= domain < num_domains:
+    if check_integer(domain, "domain", 0) >= num_domains:
         raise ValueError(f"`domain` must be an integer in [0, {num_domains}), got {domain!r}.")
 
     def change(found: Found) -> Found:
@@ -185,22 +186,22 @@ def _changed(model: Any, chosen: dict[Path, Found], change: Callable[[Found], Fo
         return model
     from flax import nnx
 
-    from jaxbn._models.moments_nnx import with_values
     from jaxbn.nnx import BatchNorm
 
     values = {
         (*path, name): value for path, found in of_layers.items() for arrays in found for name, value in arrays.items()
     }
-    before = dict(nnx.to_flat_state(model if isinstance(model, nnx.State) else nnx.state(model)))
-    after = dict(nnx.to_flat_state(with_values(nnx.from_flat_state(before), values)))
+    flat = dict(nnx.to_flat_state(model if isinstance(model, nnx.State) else nnx.state(model)))
     for path, value in values.items():
-        names = before[path].get_metadata().get("out_sharding")
+        variable = flat[path].replace(value)
+        names = variable.get_metadata().get("out_sharding")
         if names:
-            after[path].set_metadata(out_sharding=names_after(names, before[path].get_value(), value))
+            variable.set_metadata(out_sharding=names_after(names, flat[path].get_value(), value))
+        flat[path] = variable
     if isinstance(model, nnx.State):
-        return nnx.from_flat_state(after)
+        return nnx.from_flat_state(flat)
     copy = nnx.clone(model)
-    nnx.update(copy, nnx.from_flat_state(after))
+    nnx.update(copy, nnx.from_flat_state(flat))
     for path, module in nnx.iter_modules(copy):
         if path in of_layers and isinstance(module, BatchNorm):
             module.num_domains, module.affine_per_domain = fields

@@ -53,7 +53,7 @@ def trained():
 def test_a_trained_model_takes_domains_and_each_begins_where_it_was(affine):
     variables = trained()
     model = Net(num_domains=2, affine=affine)
-    several = jaxbn.add_domains(variables, 2, affine=affine, layers="norm")
+    several = jaxbn.add_domains(variables, 2, affine_per_domain=affine, layers="norm")
     fresh = model.init(jax.random.key(0), X, False, 0)
     assert jax.tree.map(jnp.shape, several) == jax.tree.map(jnp.shape, fresh)
     for d in range(2):
@@ -73,11 +73,11 @@ def test_the_same_in_nnx_and_its_state(affine):
     model = NnxNet(nnx.Rngs(0))
     model(X)
     want = model(X, use_running_average=True)
-    several = jaxbn.add_domains(model, 2, affine=affine)
+    several = jaxbn.add_domains(model, 2, affine_per_domain=affine)
     assert model.norm.num_domains is None
     assert model.norm.mean[...].shape == (4,)
     fresh = NnxNet(nnx.Rngs(1), num_domains=2, affine_per_domain=affine)
-    nnx.update(fresh, jaxbn.add_domains(nnx.state(model), 2, affine=affine))
+    nnx.update(fresh, jaxbn.add_domains(nnx.state(model), 2, affine_per_domain=affine))
     for m in (several, fresh):
         np.testing.assert_array_equal(m(X, use_running_average=True, domain=1), want)
         m(3 * X, domain=1)
@@ -98,7 +98,7 @@ def test_sharding_names_stay_with_their_axes():
             return jaxbn.linen.BatchNorm(use_running_average=True, scale_init=init, name="norm")(x)
 
     variables = Split().init(jax.random.key(0), X)
-    several = jaxbn.add_domains(variables, 2, affine=True)
+    several = jaxbn.add_domains(variables, 2, affine_per_domain=True)
     assert nn.get_partition_spec(several)["params"]["norm"]["scale"] == P(None, "model")
     assert several["params"]["norm"]["scale"].value.shape == (2, 3)
     one = jaxbn.select_domain(several, 1)
@@ -108,7 +108,7 @@ def test_sharding_names_stay_with_their_axes():
     with jax.set_mesh(mesh):
         layer = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0), scale_metadata={"out_sharding": ("model",)})
         for model in (layer, nnx.state(layer)):
-            several = jaxbn.add_domains(model, 2, affine=True)
+            several = jaxbn.add_domains(model, 2, affine_per_domain=True)
             one = jaxbn.select_domain(several, 1)
             of_both = [m if isinstance(m, nnx.State) else nnx.state(m) for m in (several, one)]
             assert [s["scale"].out_sharding for s in of_both] == [(None, "model"), ("model",)]
@@ -132,7 +132,7 @@ def test_of_stacked_layers_the_domains_stand_before_the_features():
     params, stats = jaxbn.init((5, 4), use_count=True)  # as nn.scan stacks five layers
     stats["mean"] += np.arange(5, dtype=np.float32)[:, None]
     variables = {"params": {"bn": params}, "batch_stats": {"bn": stats}}
-    several = jaxbn.add_domains(variables, 3, affine=True)
+    several = jaxbn.add_domains(variables, 3, affine_per_domain=True)
     assert {v.shape for v in jax.tree.leaves(several)} == {(5, 3, 4)}
     rows = jaxbn.summary(several, stacked=True)
     assert [r.layer for r in rows] == [f"bn[{i}][{d}]" for i in range(5) for d in range(3)]
@@ -174,6 +174,7 @@ def test_folding_leaves_a_layer_with_domains_and_says_so():
     ("call", "says"),
     [
         (lambda v: jaxbn.add_domains(v, 0), "`num_domains` must be at least 1, got 0"),
+        (lambda v: jaxbn.add_domains(v, 2, num_feature_axes=2), r"`num_feature_axes` must be .*, got 2 for \[4\] at"),
         (lambda v: jaxbn.add_domains(v, 2, layers="encoder/*"), "`layers` must match a batch norm, norm, plain, got"),
         (lambda v: jaxbn.select_domain(v, 0), "`layers` must name batch norms with statistics"),
         (lambda v: jaxbn.select_domain(jaxbn.add_domains(v, 2), 2), r"`domain` must be an integer in \[0, 2\), got 2"),
