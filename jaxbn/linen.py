@@ -10,11 +10,11 @@ from jax.typing import ArrayLike
 
 from jaxbn._core import checks, rules
 from jaxbn._core.axes import feature_axes, feature_shape
-from jaxbn._core.batch_norm import step
 from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as, promote, real_dtype
 from jaxbn._core.options import fields_of
 from jaxbn._core.renorm import Renorm, needs_count
+from jaxbn._core.step import step
 from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Domain, Momentum
 from jaxbn._models.linen_scopes import check_moments_reach
 

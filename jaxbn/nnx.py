@@ -13,12 +13,12 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.typing import ArrayLike
 
 from jaxbn._core import checks, rules
-from jaxbn._core.batch_norm import step
 from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.options import fields_of
 from jaxbn._core.renorm import Renorm, needs_count
 from jaxbn._core.state import init
+from jaxbn._core.step import step
 from jaxbn._core.types import Activation, Axes, AxisIndexGroups, AxisName, Domain, Momentum
 from jaxbn._tools import accumulate
 

@@ -1,36 +1,25 @@
-"""The public functions: what they check, and one step of batch norm, put together."""
+"""The public functions: what they take, what they return, and what they check."""
 
-import functools
-from collections.abc import Callable
 from typing import Unpack
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxbn._core import checks, rules
-from jaxbn._core.chunks import over_chunks, over_parts
-from jaxbn._core.domains import in_rows, is_row, nan_unless_known, row_of
-from jaxbn._core.layer import Layer, one_batch
-from jaxbn._core.merge import Accumulated, merge_into
-from jaxbn._core.moments import shifted_moments
-from jaxbn._core.normalize import Inputs, apply_affine
-from jaxbn._core.numbers import accumulator, promote, real_dtype
+from jaxbn._core import rules
+from jaxbn._core.layer import Layer
+from jaxbn._core.normalize import Inputs
 from jaxbn._core.options import (
-    Arrays,
     BatchOptions,
     NormalizeOptions,
     Options,
-    Static,
     TrainOptions,
     check,
     check_affine,
     check_batch,
     takes,
 )
-from jaxbn._core.renorm import limits_of
-from jaxbn._core.state import commit
-from jaxbn._core.types import ArraysByName, BatchStats, Domain, Moments, Reduction
+from jaxbn._core.step import moments_of, normalized, step, train
+from jaxbn._core.types import ArraysByName, BatchStats, Moments
 
 
 @takes(Options)
@@ -132,7 +121,7 @@ def normalize_batch(
       (3.0, 3.0)
     """
     static, arrays = check(params, batch_stats, x, options, training=True)
-    return _train(static, arrays)
+    return train(static, arrays)
 
 
 @takes(NormalizeOptions)
@@ -170,7 +159,7 @@ def normalize(
     reduction, x, _ = check_batch(x, {"axis": options.get("axis", -1)})
     mean, var = rules.check_statistics(mean, var, x, reduction.axes)
     affine, scale, bias, inputs = check_affine(params, x, (mean,), reduction.axes, options)
-    return _normalize(affine, Layer(scale, bias, mean, var), inputs)
+    return normalized(affine, Layer(scale, bias, mean, var), inputs)
 
 
 @takes(BatchOptions)
@@ -207,116 +196,4 @@ def batch_moments(x: ArrayLike, *, pivot: ArrayLike | None = None, **options: Un
     reduction, x, mask = check_batch(x, options)
     if pivot is not None:
         pivot = rules.check_vector("pivot", pivot, x, reduction.axes)
-    return _moments(reduction, None, Inputs(x, mask), pivot, None)
-
-
-def moments_by_domain(x: ArrayLike, domain: Domain, num_domains: int, options: BatchOptions) -> Moments:
-    """`batch_moments` [D, C], empty for the domains that the batch is not from."""
-    reduction, x, mask = check_batch(x, options)
-    chosen = rules.check_domain(domain, num_domains, x, reduction.axes)
-    return _moments(reduction, num_domains, Inputs(x, mask), None, chosen)
-
-
-def step(
-    params,
-    batch_stats,
-    x,
-    options: Options,
-    *,
-    use_running_average: bool | jax.Array,
-    batch_moments: Accumulated | None = None,
-) -> tuple[jax.Array, Accumulated | None, BatchStats]:
-    """One call of a layer: y, and its state after it, of the tree and the dtypes of the state before it.
-
-    In evaluation the state stays. In training the moments of the batch join `batch_moments`, those of the microbatches
-    so far, where there are some; otherwise they move `batch_stats`. Where an array decides, evaluation is training
-    with a batch that does not count.
-    """
-    chosen = checks.check_choice(use_running_average, "use_running_average")
-    static, arrays = check(params, batch_stats, x, options, training=chosen is not True)
-    if isinstance(chosen, jax.Array):
-        arrays = arrays._replace(frozen=chosen)
-    elif chosen:
-        return _evaluate(static, arrays), batch_moments, batch_stats
-    if batch_moments is not None:
-        if batch_moments.mean.shape != arrays.batch_stats["mean"].shape:
-            raise ValueError(
-                f"`batch_moments` must have the shape of `batch_stats`, {list(arrays.batch_stats['mean'].shape)}, got "
-                f"{list(batch_moments.mean.shape)}; `zero_moments` begins them anew."
-            )
-        y, moments = _train(static, arrays)
-        return y, merge_into(batch_moments, moments), batch_stats
-    y, batch_stats = _train_and_commit(static, arrays)
-    return y, None, batch_stats
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _train(static: Static, arrays: Arrays) -> tuple[jax.Array, Moments]:
-    batch = functools.partial(one_batch, static.reduction, static.affine)
-    if static.chunk is not None:
-        batch = functools.partial(over_chunks, batch, static.reduction.axes, static.chunk)
-    chosen, layer = _layer(static, arrays)
-    y, pivot, moments = _each_part(static.reduction.axes, chosen, batch)(layer, arrays.inputs)
-    return y, _of_rows(chosen, pivot, moments)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _train_and_commit(static: Static, arrays: Arrays) -> tuple[jax.Array, BatchStats]:
-    y, moments = _train.__wrapped__(static, arrays)  # pyright: ignore[reportAttributeAccessIssue]
-    momentum = static.momentum if arrays.momentum is None else arrays.momentum
-    return y, commit(arrays.batch_stats, moments, momentum, static.unbiased)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate(static: Static, arrays: Arrays) -> jax.Array:
-    def given(layer, inputs):
-        return _normalize.__wrapped__(static.affine, layer, inputs), (), ()  # pyright: ignore[reportAttributeAccessIssue]
-
-    chosen, layer = _layer(static, arrays)
-    return _each_part(static.reduction.axes, chosen, given)(layer, arrays.inputs)[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _normalize(affine, layer: Layer, inputs: Inputs) -> jax.Array:
-    wide = promote(inputs.x.dtype, jnp.float32, affine.dtype)
-    centre = (layer.mean.astype(wide),)
-    return apply_affine(affine, layer.scale, layer.bias, centre, layer.var.astype(real_dtype(wide)), inputs)
-
-
-def _layer(static: Static, arrays: Arrays) -> tuple[jax.Array | None, Layer]:
-    """Which rows of the state normalize, None without domains; and those, [C], or for each of K parts [K, C]."""
-    scale, bias, stats, chosen = arrays.scale, arrays.bias, arrays.batch_stats, None
-    if arrays.domain is not None:
-        num_features, num_domains = len(static.reduction.axes), len(stats["mean"])
-        chosen = is_row(arrays.domain, num_domains)
-        scale, bias, stats = jax.tree.map(
-            lambda v: row_of(chosen, v) if v.ndim > num_features else v, (scale, bias, stats)
-        )
-        if scale is None:
-            scale = jnp.ones((), promote(accumulator(arrays.inputs.x.dtype), static.affine.dtype))
-        # If the domain is traced and out of range, y is NaN.
-        scale = nan_unless_known(chosen, scale, num_features)
-    return chosen, Layer(scale, bias, stats["mean"], stats["var"], limits_of(static.renorm, stats), arrays.frozen)
-
-
-def _each_part(axes: tuple[int, ...], chosen: jax.Array | None, batch: Callable) -> Callable:
-    """`batch`, of each part of the examples where they are from several domains."""
-    if chosen is None or chosen.ndim == 1:
-        return batch
-    return functools.partial(over_parts, batch, axes, len(chosen))
-
-
-def _of_rows(chosen: jax.Array | None, pivot: jax.Array, moments: Moments) -> Moments:
-    """From moments about a pivot to those of the batch [C], or of every domain [D, C]."""
-    moments = moments._replace(mean=pivot + moments.mean)
-    return moments if chosen is None else in_rows(chosen, moments)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _moments(reduction: Reduction, num_domains: int | None, inputs: Inputs, hint, domain) -> Moments:
-    def batch(_, inputs):
-        return inputs.x, *shifted_moments(reduction, inputs.x, inputs.mask, hint)
-
-    chosen = None if num_domains is None else is_row(domain, num_domains)
-    _, pivot, moments = _each_part(reduction.axes, chosen, batch)((), inputs)
-    return _of_rows(chosen, pivot, moments)
+    return moments_of(reduction, None, Inputs(x, mask), pivot, None)

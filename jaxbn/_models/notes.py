@@ -8,10 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbn._core.batch_norm import batch_moments, moments_by_domain
+from jaxbn._core.batch_norm import batch_moments
 from jaxbn._core.merge import Accumulated, merge_into
 from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.options import BatchOptions
+from jaxbn._core.step import moments_by_domain
 from jaxbn._core.types import Moments
 from jaxbn._models.tree import Path
 from jaxbn._models.watch import Call

@@ -123,6 +123,29 @@ def test_a_training_loop_from_a_new_layer_traces_its_step_once():
         _, stats = step(params, stats, x, momentum)
 
 
+def test_evaluation_does_not_depend_on_how_the_statistics_move():
+    """So that a change of what only training uses compiles nothing."""
+    traced = []
+
+    def activation(x):
+        traced.append(x)
+        return x * x
+
+    params, stats = jaxbn.init(3, use_count=True)
+    numbers = []
+    for options in (
+        {},
+        {"momentum": 0.5},
+        {"momentum": jnp.float32(0.5)},
+        {"unbiased": True},
+        {"renorm": jaxbn.Renorm()},
+    ):
+        jaxbn.batch_norm(params, stats, X[0], use_running_average=True, activation=activation, **options)
+        numbers.append(len(traced))
+    # Each call tries the activation once, to check it.
+    assert np.diff(numbers).tolist() == [1] * 4
+
+
 def test_a_loop_without_jit_traces_a_layer_once():
     traced, numbers = [], []
 
