@@ -64,7 +64,10 @@ LINEN = (
 NNX = ("tests/models/test_nnx_drop_in.py", "tests/core/test_against_flax.py")
 CHOICE = ("tests/core/test_traced_choice.py",)
 RENORM = ("tests/core/test_renorm.py",)
-DOMAINS = ("tests/core/test_domains.py", "tests/tools/test_add_domains.py")
+DOMAINS = (
+    "tests/core/test_domains.py", "tests/models/test_domains_in_modules.py", "tests/tools/test_domains_in_tools.py",
+    "tests/tools/test_add_domains.py",
+)  # fmt: skip
 FRONT = ("tests/models/test_options.py",)
 EMPTY = ("tests/core/test_masks_broadcast.py", "tests/core/test_sizes.py")
 ACCUMULATE = ("tests/tools/test_accumulate.py",)
@@ -396,11 +399,15 @@ MUTANTS = [
         ("wide = promote(old.dtype, jnp.float32)", "wide = old.dtype"),
     ),
     *_in(
-        "_core/batch_norm",
+        "_core/step",
         (*DTYPES, *FRONT, "tests/core/test_averages.py", *ERRORS),
         ("momentum = static.momentum if arrays.momentum is None else arrays.momentum", "momentum = static.momentum"),
         ("wide = promote(inputs.x.dtype, jnp.float32, affine.dtype)", "wide = promote(inputs.x.dtype, affine.dtype)"),
         ("training=chosen is not True", "training=True"),
+    ),
+    *_in(
+        "_core/batch_norm",
+        ("tests/core/test_moments.py", "tests/sync/test_sync_accuracy.py", *DTYPES),
         ("Inputs(x, mask), pivot, None)", "Inputs(x, mask), None, None)"),
     ),
     *_in(
@@ -507,7 +514,7 @@ MUTANTS = [
         ("lambda v: 0 if v.ndim > len(axes) else None, layer", "lambda v: None, layer"),
     ),
     *_in(
-        "_core/batch_norm",
+        "_core/step",
         DOMAINS,
         ("row_of(chosen, v) if v.ndim > num_features else v", "row_of(chosen, v) if v is not bias else v[0]"),
         ("return moments if chosen is None else in_rows(chosen, moments)", "return moments"),
@@ -517,7 +524,8 @@ MUTANTS = [
         "_core/rules",
         (*ERRORS, *DOMAINS, "tests/core/test_virtual_batch.py"),
         ("not all(0 <= d < num_domains for d in parts)", "any(d >= num_domains for d in parts)"),
-        ("(known < 0) | (known >= num_domains)", "known >= num_domains"),
+        ("any(not 0 <= d < num_domains for d in known)", "any(d >= num_domains for d in known)"),
+        ("if index.dtype.itemsize > 4:", "if False:"),
         ("len(set(parts)) < len(parts)", "False"),
         ("x, axes) // num_parts", "x, axes)"),
         ("if examples % len(parts):", "if False:"),

@@ -1,5 +1,7 @@
 """Large means from a cold start (running mean 0), across devices: how many digits of the variance remain."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -51,6 +53,13 @@ def test_a_running_mean_that_is_near_keeps_the_variance_exact_at_1e5_deviations(
     warm = COLD | {"mean": np.full(8, 1e5, np.float32)}
     new = jax.jit(lambda x: apply(lambda *args: layer(*args, axis_name=name), {}, warm, x, None))(x)[1]
     assert error_of_variance(new, x) < 1e-5
+
+
+def test_so_does_a_pivot_that_is_given():
+    x = batch(1e5, 1)
+    given = functools.partial(jaxbn.batch_moments, axis_name="d", pivot=np.full(8, 1e5, np.float32))
+    moments = jax.jit(jax.vmap(given, axis_name="d"))(x)
+    np.testing.assert_allclose(moments.var[0], np.float64(x).var((0, 1)), rtol=1e-5)
 
 
 def test_float64_keeps_its_digits_where_the_axis_is_named():
