@@ -114,5 +114,6 @@ SHARDINGS = {
     "batch and features": Sharding((2, 2), ("d", "f"), P("d", None, "f"), P("f")),
     "positions": Sharding((4,), ("d",), P(None, "d"), P()),
     "explicit": Sharding((4,), ("d",), P("d"), P(), AxisType.Explicit),
+    "explicit, positions": Sharding((4,), ("d",), P(None, "d"), P(), AxisType.Explicit),
     "explicit, batch and features": Sharding((2, 2), ("d", "f"), P("d", None, "f"), P("f"), AxisType.Explicit),
 }
