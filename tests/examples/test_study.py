@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 import exercises
 import study
 from claims import network as net
-from claims import regularization, tuning
+from claims import other_norms, regularization, tuning
 from claims.claim import Interval, Setting, difference, interval, power_of_ten, ratio, scientific
 from claims.network import Network
 from claims.residual_networks import fold_network
@@ -179,6 +180,17 @@ def test_a_sketch_gives_no_verdict():
     assert (
         study.conclude({"fast": False}, {"regularization": results})["claims"]["regularization"]["verdict"] != "sketch"
     )
+
+
+@pytest.mark.parametrize(
+    ("late", "says"), [(None, r"1\.3 times"), ("none", r"at least 1\.\d times"), ("batch", "not measured")]
+)
+def test_a_ratio_of_runs_that_never_arrived_is_told(late, says):
+    results = json.loads((Path(study.__file__).parent / "study.json").read_text())["claims"]["other_norms"]["results"]
+    if late:
+        curve = results[f"CNN {late}, 64"]["curve"]
+        curve[0] = [0.1] * len(curve[0])
+    assert re.match(says, other_norms.finding(results).numbers.get("times the steps, CNN, none", "not measured"))
 
 
 def test_an_error_of_one_claim_is_one_line_and_the_others_go_on(tmp_path, small, monkeypatch):
