@@ -116,6 +116,18 @@ def test_half_precision_evaluation_does_not_round_the_running_mean(dtype):
         assert abs(evaluate(promote_dtype=asked) - 1.2) > 0.2
 
 
+@pytest.mark.parametrize("norm", [FLAX, OURS], ids=["flax", "jaxbn"])
+def test_a_promotion_of_ones_own_does_not_reach_the_statistics_that_training_moves(norm):
+    def promote(arrays, dtype):
+        return tuple(None if a is None else a.astype(jnp.bfloat16) for a in arrays)
+
+    layer = norm(1, momentum=0.75, promote_dtype=promote, rngs=nnx.Rngs(0))
+    layer.mean[...] = jnp.array([1000.2])  # 1000 in bfloat16
+    with jax.numpy_dtype_promotion("standard"):
+        layer(jnp.array([[1.0], [3.0]]))
+    np.testing.assert_allclose(layer.mean[...], [0.75 * 1000.2 + 0.25 * 2], rtol=1e-6)
+
+
 def test_a_complex_running_mean_keeps_its_imaginary_part():
     x = jnp.array([[1 + 2j], [3 + 6j]], jnp.complex64)
     for param_dtype in ("float32", "complex64"):
