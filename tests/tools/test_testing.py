@@ -69,6 +69,26 @@ def test_the_first_local_layer_is_named():
         assert_split_invariant(Linen(second=None), X)
 
 
+def test_small_values_beside_large_ones_are_compared_by_their_own_size():
+    class Scaled(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            large = linen.Dense(3, kernel_init=linen.initializers.constant(2e4))(x)
+            return Block(None)(large)
+
+    with pytest.raises(AssertionError, match="the output of Block_0/BatchNorm_0 is the first"):
+        assert_split_invariant(Scaled(), X)
+
+
+def test_a_model_may_return_its_loss():
+    class Loss(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return jnp.square(jnp.sin(Block("batch")(x))).mean()
+
+    assert_split_invariant(Loss(), X, parts=4, loss=lambda loss, x: loss)
+
+
 def test_a_statistic_that_differs_is_named():
     class Counts(linen.Module):
         @linen.compact
