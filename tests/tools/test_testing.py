@@ -281,9 +281,9 @@ def test_flags_are_passed_and_paddings_have_no_gradients():
         @linen.compact
         def __call__(self, x, paddings, train, unused=None):
             # A loop that stops when it wants has no reverse mode.
-            longest = jax.lax.while_loop(lambda s: s < paddings.min(), lambda s: s + 1, jnp.zeros(()))
+            longest = jax.lax.while_loop(lambda s: s < paddings.min(), lambda s: s + paddings.max(), jnp.zeros(()))
             mask = (paddings == longest)[:, :, None]
-            return jaxbn.linen.BatchNorm(axis_name="batch")(x, not train, mask=mask)
+            return jaxbn.linen.BatchNorm(axis_name="batch")(x + longest, not train, mask=mask)
 
     paddings = np.zeros(X.shape[:2], np.float32)
     paddings[:, 3:] = 1
