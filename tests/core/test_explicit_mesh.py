@@ -111,6 +111,34 @@ def test_the_output_is_split_as_the_input_and_the_statistics_as_they_were():
         assert value.sharding.spec == stats[name].sharding.spec, name
 
 
+@pytest.mark.parametrize("options", [{}, {"use_fast_variance": False}], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("spec", "of_layer"),
+    [(P("d", None, None, "m"), P()), (P("d", None, None, "m"), P("m")), (P("d", "m"), P())],
+    ids=str,
+)
+def test_one_axis_may_be_mapped_while_another_splits_what_it_likes(spec, of_layer, masked, options):
+    """A `shard_map` over a part of a mesh: what it does not map stays in the types."""
+    devices = mesh((2, 2), ("d", "m"), AxisType.Explicit)
+    rows, same = P("d"), P()
+    specs = {"y": rows, "dx": rows, "mean": same, "var": same, "dscale": same, "dbias": same}
+
+    def run(f):
+        def placed(params, stats, x, dy, mask):
+            vectors = jax.tree.map(lambda v: place(v, of_layer, devices), (params, stats))
+            arrays = [v if v is None else place(v, spec, devices) for v in (x, dy, mask)]
+            in_specs = (same, same, rows, rows, None if mask is None else rows)
+            with jax.set_mesh(devices):
+                mapped = jax.shard_map(f, in_specs=in_specs, out_specs=specs, axis_names={"d"})
+                return jax.jit(mapped)(*vectors, *arrays)
+
+        return placed
+
+    mask = np.random.default_rng(1).random((8, 4, 6, 1)) < 0.7 if masked else None
+    check_step(batch(offset=100), mask=mask, run=run, axis_name="d", **options)
+
+
 @pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("spec", [P("a", None, "b"), P(None, None, "b"), P(None, "b", "a")], ids=str)
 def test_a_state_that_was_placed_nowhere_meets_an_input_that_is_split(run, spec):
