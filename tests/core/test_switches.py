@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxbn
 from tests import basic_check
 
 SWITCHES = {
@@ -17,10 +18,10 @@ SWITCHES = {
     "jax_debug_infs": True,
     "jax_transfer_guard": "disallow",
     "jax_enable_x64": True,
+    "jax_check_tracer_leaks": True,
 }
 RARER = {
     "jax_disable_jit": True,
-    "jax_check_tracer_leaks": True,
     "jax_enable_checks": True,
     "jax_default_matmul_precision": "bfloat16",
     "jax_numpy_dtype_promotion": "standard",
@@ -49,6 +50,19 @@ def test_the_core_holds_under(name):
         jax.clear_caches()  # what is traced already is not looked at
     with switched(**{name: (SWITCHES | RARER)[name]}):
         basic_check.check_all(poison=np.inf if name == "jax_debug_infs" else np.nan)
+
+
+def test_no_tracer_outlives_its_trace_whatever_stands_in_the_layer():
+    x = jax.random.normal(jax.random.key(0), (16, 8))
+    params, stats = jaxbn.init(8)
+
+    def loss(x):
+        options = {"mask": x > -1, "residual": x, "activation": "silu", "renorm": jaxbn.Renorm()}
+        return (jaxbn.batch_norm(params, stats, x, use_running_average=False, **options)[0] ** 2).sum()
+
+    jax.clear_caches()
+    with jax.checking_leaks():
+        jax.jit(jax.grad(loss))(x)
 
 
 @pytest.mark.parametrize("name", ["jax_debug_nans", "jax_debug_infs"])
