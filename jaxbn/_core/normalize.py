@@ -88,7 +88,7 @@ def _output(affine: Affine, inputs: Inputs, vectors: Vectors) -> jax.Array:
 
 
 def _slope(affine: Affine, inputs: Inputs, vectors: Vectors, dz: jax.Array, *, transposed: bool = False) -> jax.Array:
-    """activation'(z) * dz."""
+    """activation'(z) * dz, in the dtype of dz."""
     activation = affine.activation
     if activation is None:
         return dz
@@ -99,7 +99,7 @@ def _slope(affine: Affine, inputs: Inputs, vectors: Vectors, dz: jax.Array, *, t
         return jax.jvp(activation, (z,), (dz.astype(affine.dtype),))[1].astype(dz.dtype)
     if transposed and jnp.iscomplexobj(z):
         return jax.vjp(activation, z)[1](dz)[0]
-    return jax.jvp(activation, (z,), (dz,))[1]
+    return jax.jvp(activation, (z,), (dz,))[1].astype(dz.dtype)
 
 
 def _vectors(affine: Affine, scale, bias, centre, var, ndim: int) -> Vectors:

@@ -149,6 +149,24 @@ def test_activations_and_residuals_have_the_derivatives_of_their_formula():
         close(got, want)
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_an_activation_may_compute_in_fewer_digits(with_residual):
+    params, x, dy = batch()
+
+    def narrow(z):
+        return jnp.tanh(z.astype(jnp.float32))
+
+    @jax.jit
+    def gradients(params, x):
+        residual = 2 * dy if with_residual else None
+        pairs = [(ours, narrow), (obvious, lambda z: narrow(z).astype(z.dtype))]
+        return [jax.grad(functools.partial(scalar, f, dy), (0, 1))(params, x, WEIGHTS, a, residual) for f, a in pairs]
+
+    got, want = gradients(params, x)
+    assert jax.tree.map(jax.typeof, got) == jax.tree.map(jax.typeof, want)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
+
+
 def test_a_complex_activation_that_is_not_holomorphic_has_the_derivatives_of_its_formula():
     params, x, dy = batch(np.complex128)
 
