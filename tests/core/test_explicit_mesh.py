@@ -180,3 +180,23 @@ def test_gradients_are_split_as_what_they_are_of(of_x, of_layer, training):
             assert jax.typeof(found[0]) == jax.typeof(put)
             assert jax.tree.map(jax.typeof, found[1]) == jax.tree.map(jax.typeof, params)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("names", [("scale",), ("bias",), ("scale", "bias")])
+def test_parameters_have_gradients_where_x_has_none(names, training):
+    """As in the first layer of a network: what a channel gets is then split for one parameter and not for the other."""
+    x = batch((8, 4))
+    params, stats = jaxbn.init(4)
+
+    def loss(params, x):
+        y, _ = jaxbn.batch_norm(params, stats, x, use_running_average=not training)
+        return jnp.sin(y).sum()
+
+    trained = {name: params[name] + 0.5 for name in names}
+    expected = jax.grad(loss)(trained, jnp.asarray(x))
+    devices = mesh((2, 2), ("d", "m"), AxisType.Explicit)
+    with jax.set_mesh(devices):
+        for gradient in (jax.grad(loss), jax.jit(jax.grad(loss))):
+            found = gradient(trained, place(x, P("d", "m"), devices))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
