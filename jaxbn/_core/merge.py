@@ -13,6 +13,7 @@ from jax import lax
 from jaxbn._core import rules
 from jaxbn._core.numbers import abs_squared, accumulator, conj_times, divide, promote, real_dtype, zero_unless
 from jaxbn._core.types import Moments
+from jaxbn._sync.sharding import split_alike, split_as
 
 Add = Callable[[list[jax.Array]], list[jax.Array]]
 """Sums each array over all sets that are merged."""
@@ -125,7 +126,7 @@ def merge_moments(*moments: Moments) -> Moments:
     counts = [jnp.asarray(m.count) for m in moments]
     if any(c.ndim for c in counts):
         counts = [jnp.broadcast_to(c, jnp.shape(m.mean)) for c, m in zip(counts, moments, strict=True)]
-    mean, var = (jnp.stack([jnp.asarray(m[i]) for m in moments]) for i in (1, 2))
+    mean, var = (jnp.stack(split_alike(*(jnp.asarray(m[i]) for m in moments))) for i in (1, 2))
     return merge_stacked(Moments(jnp.stack(counts), mean, var))
 
 
@@ -167,11 +168,11 @@ class Accumulated(NamedTuple):
 
 @jax.jit
 def merge_into(old: Accumulated, new: Moments | Accumulated) -> Accumulated:
-    """Both, in the shapes and dtypes of `old`."""
+    """Both, in the shapes and dtypes of `old`, and split over devices as those."""
 
     def stacked(o, n):
         dtype = promote(o.dtype, n.dtype)
-        return jnp.stack([jnp.broadcast_to(v, old.mean.shape).astype(dtype) for v in (o, n)])
+        return jnp.stack(split_alike(*(jnp.broadcast_to(v, old.mean.shape).astype(dtype) for v in (o, n))))
 
     if not isinstance(new, Accumulated):
         new = Accumulated(*new, jnp.zeros_like(new.count), jnp.zeros_like(new.mean))
@@ -183,7 +184,8 @@ def merge_into(old: Accumulated, new: Moments | Accumulated) -> Accumulated:
         a, b, a_rest, b_rest = (lax.stop_gradient(v).astype(jnp.float64) for v in parts)
         count, count_rest = _rounded(a + b, a_rest + b_rest, old.count.dtype)
     var = merged.var.astype(old.var.dtype)
-    return Accumulated(*(jnp.broadcast_to(v, old.mean.shape) for v in (count, mean, var, count_rest, mean_rest)))
+    found = (jnp.broadcast_to(v, old.mean.shape) for v in (count, mean, var, count_rest, mean_rest))
+    return Accumulated(*map(split_as, found, old))
 
 
 def _rounded(value: jax.Array, rest: jax.Array, dtype) -> tuple[jax.Array, jax.Array]:

@@ -12,6 +12,7 @@ from jaxbn._core.merge import Accumulated, merge_into, zeros_of_layer
 from jaxbn._core.numbers import as_complex_as, promote
 from jaxbn._core.state import update_batch_stats
 from jaxbn._core.types import BatchStats, Moments
+from jaxbn._sync.sharding import split_as, where
 from jaxbn._tools import processes
 from jaxbn._tools.collect import Collector
 
@@ -85,12 +86,12 @@ def _set_layer(batch_stats: BatchStats, seen: Seen, unbiased: bool) -> BatchStat
     fresh = {name: jnp.zeros_like(v, promote(v.dtype, jnp.float32)) for name, v in old.items()}
     fresh = update_batch_stats(fresh, moments, momentum=0.0, unbiased=unbiased)
     usable = (moments.count > 0) & jnp.isfinite(moments.mean) & jnp.isfinite(moments.var)
-    new = {name: jnp.where(usable, fresh[name].astype(v.dtype), v) for name, v in old.items()}
+    new = {name: split_as(where(usable, fresh[name].astype(v.dtype), v), v) for name, v in old.items()}
     if "count" in batch_stats:
         count = jnp.asarray(batch_stats["count"])
         batches = jnp.where(usable, seen.batches, 0)
         if count.shape != usable.shape:  # one count for all channels of a layer
             channels = tuple(range(count.ndim, usable.ndim))
             usable, batches = usable.any(channels), batches.max(channels)
-        new["count"] = jnp.where(usable, batches.astype(count.dtype), count)
+        new["count"] = split_as(where(usable, batches.astype(count.dtype), count), count)
     return new

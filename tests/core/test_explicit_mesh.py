@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxbn
+import jaxbn.linen
 from tests.oracle import check_step
 from tests.splits import mesh
 
@@ -200,3 +201,39 @@ def test_parameters_have_gradients_where_x_has_none(names, training):
         for gradient in (jax.grad(loss), jax.jit(jax.grad(loss))):
             found = gradient(trained, place(x, P("d", "m"), devices))
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("of_layer", [P(), P("m")], ids=str)
+def test_moments_of_an_input_that_is_split_join_those_so_far(of_layer):
+    microbatches = [batch((n, 4)) + n for n in (8, 4)]
+    devices = mesh((2, 2), ("d", "m"), AxisType.Explicit)
+    model = jaxbn.linen.BatchNorm(use_running_average=False, momentum=None)
+    variables = model.init(jax.random.key(0), microbatches[0])
+    whole = np.concatenate(microbatches).astype(np.float64)
+
+    def both(variables, x):
+        return model.apply(variables, x, mutable=["batch_moments", "batch_stats"])
+
+    @jax.jit
+    def accumulated(variables, so_far, x):
+        return model.apply({**variables, "batch_moments": so_far}, x, mutable=["batch_moments"])[1]["batch_moments"]
+
+    with jax.set_mesh(devices):
+        placed = [place(x, P("d", "m"), devices) for x in microbatches]
+        variables = jax.tree.map(lambda v: place(v, of_layer, devices), variables)
+        so_far = jaxbn.zero_moments(variables["batch_stats"])
+        for x in placed:
+            before = jax.tree.map(jax.typeof, so_far)
+            so_far = accumulated(variables, so_far, x)
+            assert jax.tree.map(jax.typeof, so_far) == before
+        found = {
+            "accumulated": jaxbn.commit_moments(variables["batch_stats"], so_far, momentum=None),
+            "recalibrated": jaxbn.recalibrate(both, variables, placed)["batch_stats"],
+            "merged": jaxbn.merge_moments(*map(jaxbn.batch_moments, placed))._asdict(),
+            "beside none": jaxbn.merge_moments(
+                jaxbn.Moments(jnp.zeros(()), jnp.zeros(4), jnp.zeros(4)), *map(jaxbn.batch_moments, placed)
+            )._asdict(),
+        }
+    for name, stats in found.items():
+        np.testing.assert_allclose(stats["mean"], whole.mean(0), rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(stats["var"], whole.var(0), rtol=1e-5, err_msg=name)
