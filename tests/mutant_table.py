@@ -161,7 +161,7 @@ MUTANTS = [
     ),
     *_in(
         "_core/state",
-        COUNTS + DTYPES,
+        (*COUNTS, *DTYPES, "tests/core/test_averages.py"),
         (
             "usable = (count > 0) & jnp.isfinite(mean) & jnp.isfinite(var)",
             "usable = jnp.isfinite(mean) & jnp.isfinite(var)",
@@ -171,11 +171,12 @@ MUTANTS = [
         ("jnp.maximum(count - 1, jnp.ones((), count.dtype))", "(count - 1)"),
         ("jnp.maximum(count - 1, jnp.ones((), count.dtype))", "count"),
         ("steps < jnp.iinfo(steps.dtype).max", "steps <= jnp.iinfo(steps.dtype).max"),
-        (
-            "weight * old.astype(value.dtype) + (1 - weight) * value",
-            "(1 - weight) * old.astype(value.dtype) + weight * value",
-        ),
-        ("count / (count + 1)", "count / (count + 2)"),
+        ("old + (of_new * new - of_new * old)", "old + (of_old * new - of_old * old)"),
+        ("new + (of_old * old - of_old * new)", "new + (of_new * old - of_new * new)"),
+        ("of_old.real >= 0.5", "of_old.real < 0.5"),
+        ("jnp.asarray(1 - momentum, dtype)", "1 - jnp.asarray(momentum, dtype)"),
+        ("count / (count + 1), 1", "count / (count + 2), 1"),
+        ("1 / (count + 1)", "1 - count / (count + 1)"),
         ("jnp.broadcast_to(usable, mean.shape) if steps.ndim else jnp.any(usable)", "jnp.any(usable)"),
         ("zero_unless(usable, value)", "value"),
     ),

@@ -114,15 +114,14 @@ def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbias
     usable = (count > 0) & jnp.isfinite(mean) & jnp.isfinite(var)
     if unbiased:
         var = var * divide(count, jnp.maximum(count - 1, jnp.ones((), count.dtype)))
-    old_weight = _weight_of_old(momentum, batch_stats)
+    weights = _weights(momentum, batch_stats)
     updated = dict(batch_stats)
     for name, value in {"mean": mean, "var": var}.items():
         old = batch_stats[name]
         wide = promote(old.dtype, jnp.float32)
-        weight = old_weight.astype(real_dtype(promote(wide, value.dtype)))
-        value = zero_unless(usable, value).astype(promote(wide, value.dtype))
-        weight = weight.astype(value.dtype)
-        mixed = weight * old.astype(value.dtype) + (1 - weight) * value
+        dtype = promote(wide, value.dtype)
+        value = zero_unless(usable, value).astype(dtype)
+        mixed = _mixed(old.astype(dtype), value, *(w.astype(real_dtype(dtype)).astype(dtype) for w in weights))
         updated[name] = split_as(where(usable, mixed.astype(old.dtype), old), old)
     if "count" in batch_stats:
         # At its largest value it stays: a wrapped one would be negative.
@@ -134,17 +133,24 @@ def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbias
     return updated
 
 
-def _weight_of_old(momentum: Momentum, batch_stats: BatchStats) -> jax.Array:
-    """The momentum of this update, [] or [C] float, as wide as the statistics."""
+def _weights(momentum: Momentum, batch_stats: BatchStats) -> tuple[jax.Array, jax.Array]:
+    """Those of the old and the new value, [] or [C] float, as wide as the statistics; the small one to all its digits.
+
+    1 - float32(0.999) is 1e-5 off.
+    """
     dtype = promote(batch_stats["var"].dtype, jnp.float32)
-    if momentum is None:
-        return cumulative(batch_stats["count"], dtype)
+    if momentum is None:  # the running statistics are the plain average of all batches
+        count = batch_stats["count"].astype(dtype)
+        return count / (count + 1), 1 / (count + 1)
     if callable(momentum):
-        return of_count(momentum, batch_stats["count"])
-    return jnp.asarray(momentum, None if hasattr(momentum, "dtype") else dtype)
+        momentum = of_count(momentum, batch_stats["count"])
+    if not hasattr(momentum, "dtype"):
+        return jnp.asarray(momentum, dtype), jnp.asarray(1 - momentum, dtype)
+    momentum = jnp.asarray(momentum)
+    return momentum, 1 - momentum
 
 
-def cumulative(count: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """The momentum under which the running statistics are the plain average of all `count + 1` batches."""
-    count = jnp.asarray(count).astype(dtype)
-    return count / (count + 1)
+def _mixed(old: jax.Array, new: jax.Array, of_old: jax.Array, of_new: jax.Array) -> jax.Array:
+    """of_old * old + of_new * new, a step from the heavier: where the two values are equal, so is the result."""
+    from_old, from_new = old + (of_new * new - of_new * old), new + (of_old * old - of_old * new)
+    return where(of_old.real >= 0.5, from_old, from_new)

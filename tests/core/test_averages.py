@@ -43,6 +43,28 @@ MOMENTA = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("momentum", [0, 1e-9, 0.3, 0.5, 0.9, 0.999, 1 - 1e-6, 1])
+def test_any_momentum_weighs_the_new_batch_to_all_its_digits_and_keeps_what_is_equal(momentum, dtype):
+    """1 - float32(0.999) is 1e-5 off, and so were the first steps or the limit."""
+    with jax.enable_x64(dtype == "float64"):
+        old = {"mean": jnp.array([0, 3], dtype), "var": jnp.array([0.0, 7.0], jnp.zeros((), dtype).real.dtype)}
+        moments = jaxbn.Moments(
+            jnp.array([9.0, 9.0], old["var"].dtype), *(v + jnp.array([5, 0], v.dtype) for v in old.values())
+        )
+        new = jax.jit(lambda s, m: jaxbn.update_batch_stats(s, m, momentum=momentum))(old, moments)
+        for name in new:
+            np.testing.assert_allclose(new[name][0], 5 * (1 - momentum), rtol=2e-7)
+            assert new[name][1] == old[name][1]
+
+
+def test_a_cumulative_average_weighs_the_millionth_batch():
+    stats = {"mean": jnp.zeros(1), "var": jnp.ones(1), "count": jnp.full(1, 10**6 - 1, jnp.int32)}
+    new = jaxbn.update_batch_stats(stats, jaxbn.Moments(jnp.ones(1), jnp.ones(1), jnp.ones(1)), momentum=None)
+    np.testing.assert_allclose(new["mean"], 1e-6, rtol=1e-6)
+    assert new["var"] == 1
+
+
 def expected(weights, unbiased):
     data = DATA[: len(weights)].astype(np.float64)
     rest = 1 - weights.sum()
