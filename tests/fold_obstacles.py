@@ -69,6 +69,14 @@ RUN = {
     "channels moved": (lambda m, x: dense()(norm()(x).swapaxes(1, 3).reshape(2, -1)), CHANGE),
     "padded pool": (lambda m, x: dense()(nn.avg_pool(norm()(x), (3, 3), padding="SAME")), CHANGE),
     "flatten before": (lambda m, x: norm()(conv()(x).reshape(2, -1)), "the kernel has 4 output features"),
+    "another axis summed": (
+        lambda m, x: nn.DenseGeneral(4, axis=1, name="dense")(norm()(x)),
+        "dense: it does not sum over the features of its input",
+    ),
+    "weights of each part": (
+        lambda m, x: nn.DenseGeneral(4, batch_dims=0, name="dense")(norm()(x)),
+        "dense: it has other weights for each part of the batch",
+    ),
     "another axis": (lambda m, x: norm(axis=1)(conv()(x)), "its feature axis is 1 and not the last"),
     # Outputs that others read.
     "residual": (residual, f"the output of conv {READ}"),

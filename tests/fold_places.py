@@ -43,6 +43,10 @@ RUN = {
         lambda m, x: norm()(nn.DenseGeneral((2, 4), axis=(-1, 2), use_bias=False, name="layer")(x)),
         BEFORE,
     ),
+    "general, weights of each part": (
+        lambda m, x: norm()(nn.DenseGeneral((2, 4), batch_dims=(0,), name="layer")(x)),
+        BEFORE,
+    ),
     "general after": (lambda m, x: nn.DenseGeneral((2, 4), axis=(1, -1), name="layer")(norm()(x)), AFTER),
     "einsum": (lambda m, x: norm()(nn.Einsum((5, 4, 3), "bhwc,dwc->bhd", name="layer")(x)), BEFORE),
     "attention": (attention, QKV),

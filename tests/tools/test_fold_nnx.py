@@ -96,6 +96,16 @@ CASES = {
     "keywords": (lambda: Net(lambda m, x: m.l1(x=m.l0(inputs=x)), l0=conv(), l1=norm()), BOTH, {}),
     "flatten": (lambda: chain(norm(3), lambda x: x.reshape(2, -1), linear(48)), [("l0", "l2")], {}),
     "general": (lambda: chain(nnx.LinearGeneral(3, (2, 4), rngs=rngs()), norm()), BOTH, {}),
+    "general, weights of each part": (
+        lambda: chain(nnx.LinearGeneral(3, 4, batch_axis={0: 2}, rngs=rngs()), norm()),
+        BOTH,
+        {},
+    ),
+    "general after, weights of each part": (
+        lambda: chain(norm(3), nnx.LinearGeneral(3, 4, batch_axis={0: 2}, rngs=rngs())),
+        [],
+        {"l0": "it has other weights for each part of the batch"},
+    ),
     "general after": (lambda: chain(norm(3), nnx.LinearGeneral((4, 3), (2, 4), axis=(1, 3), rngs=rngs())), BOTH, {}),
     "einsum": (lambda: chain(nnx.Einsum("bhwc,dwc->bhd", (4, 4, 3), rngs=rngs()), norm()), BOTH, {}),
     "attention": (attention, [("norm", f"attention/{name}") for name in ("query", "key", "value")], {}),

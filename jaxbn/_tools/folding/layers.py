@@ -61,11 +61,15 @@ def describe_dense_general(path: str, module, x: jax.Array, *others, **options) 
     axes = _axes(module.axis, x.ndim)
     features = getattr(module, "out_features", None) or getattr(module, "features", ())
     num_out = 1 if isinstance(features, int) else len(features)
-    batch = getattr(module, "batch_dims", ()) or getattr(module, "batch_axis", ())
-    obstacle = "it has other weights for each part of the batch" if batch else None
-    after = None if x.ndim - 1 in axes else "it does not sum over the features of its input"
-    in_axis = axes.index(x.ndim - 1) - len(axes) - num_out if after is None else -2
-    return Call(path, False, obstacle, after or _no_bias(module), in_axis=in_axis, num_out_axes=num_out, kind="dense")
+    batch = module.batch_dims if hasattr(module, "batch_dims") else module.batch_axis  # in linen it may be 0, an axis
+    after, in_axis = None, -2
+    if isinstance(batch, int) or batch:
+        after = "it has other weights for each part of the batch"
+    elif x.ndim - 1 not in axes:
+        after = "it does not sum over the features of its input"
+    else:
+        in_axis = axes.index(x.ndim - 1) - len(axes) - num_out
+    return Call(path, False, None, after or _no_bias(module), in_axis=in_axis, num_out_axes=num_out, kind="dense")
 
 
 def describe_einsum(path: str, module, x: jax.Array, einsum_str: str | None = None, *others, **options) -> Call:
