@@ -109,6 +109,15 @@ def test_a_layer_that_is_called_twice_gets_the_statistics_of_both():
     assert_close(got["batch_stats"], {"BatchNorm_0": population([DATA, DATA[:, ::-1] * 2])})
 
 
+def test_complex_data_make_the_mean_complex():
+    params, stats = jaxbn.init(3)
+    x = DATA + 1j * DATA[:, ::-1]
+    forward = lambda v, x: (None, jaxbn.batch_moments(x))  # noqa: E731
+    new = jaxbn.recalibrate(forward, {"params": params, "batch_stats": stats}, [x])["batch_stats"]
+    np.testing.assert_allclose(new["mean"], x.astype(complex).mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(new["var"], x.astype(complex).var(0), rtol=1e-5)
+
+
 def test_layers_in_scan_and_remat_are_recalibrated_each():
     class Stack(nn.Module):
         @nn.compact
