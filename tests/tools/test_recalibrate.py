@@ -109,6 +109,29 @@ def test_a_layer_that_is_called_twice_gets_the_statistics_of_both():
     assert_close(got["batch_stats"], {"BatchNorm_0": population([DATA, DATA[:, ::-1] * 2])})
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm, jaxbn.linen.BatchNorm, nnx.BatchNorm, jaxbn.nnx.BatchNorm])
+def test_features_may_be_on_another_axis(layer):
+    x, expected = DATA.reshape(-1, 4, 3).swapaxes(1, 2), {"a": population([DATA])}
+    if issubclass(layer, nnx.Module):
+        model = layer(3, axis=1, rngs=nnx.Rngs(0))
+        jaxbn.recalibrate(lambda model, x: model(x), model, [x])
+        assert_close({"a": {"mean": model.mean[...], "var": model.var[...]}}, expected)
+    else:
+        model = layer(use_running_average=False, axis=1)
+        variables = model.init(jax.random.key(0), x)
+        forward = lambda v, x: model.apply(v, x, mutable=["batch_moments", "batch_stats"])  # noqa: E731
+        assert_close({"a": jaxbn.recalibrate(forward, variables, [x])["batch_stats"]}, expected)
+
+
+def test_moments_that_the_variables_hold_already_do_not_count():
+    model = jaxbn.linen.BatchNorm(use_running_average=False)
+    variables = model.init(jax.random.key(0), DATA)
+    forward = lambda v, x: model.apply(v, x, mutable=["batch_moments"])  # noqa: E731
+    _, moments = forward(variables, 5 * DATA)
+    got = jaxbn.recalibrate(forward, {**variables, **moments}, [DATA])
+    assert_close({"a": got["batch_stats"]}, {"a": population([DATA])})
+
+
 def test_complex_data_make_the_mean_complex():
     params, stats = jaxbn.init(3)
     x = DATA + 1j * DATA[:, ::-1]

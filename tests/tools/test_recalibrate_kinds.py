@@ -102,6 +102,53 @@ def test_statistics_that_fit_are_not_told():
     assert_close(jaxbn.recalibrate(forward, settled, CUT)["batch_stats"], settled["batch_stats"])
 
 
+class ByPosition(nn.Module):
+    """Two layers in evaluation, told by position."""
+
+    layer: type
+    names_an_axis: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.layer(name="b")(jnp.tanh(self.layer(name="a")(x, True)), True)
+        return jax.lax.psum(x, "devices") if self.names_an_axis else x
+
+
+class NnxByPosition(nnx.Module):
+    """The same."""
+
+    def __init__(self, layer):
+        self.a, self.b = (layer(3, rngs=nnx.Rngs(0)) for _ in range(2))
+
+    def __call__(self, x):
+        return self.b(jnp.tanh(self.a(x, True)), True)
+
+
+def two_layers(a, b):
+    """Variables of `ByPosition` with these statistics."""
+    params, _ = jaxbn.init(3)
+    return {"params": {"a": params, "b": params}, "batch_stats": {"a": a, "b": b}}
+
+
+@pytest.mark.parametrize("layer", [*LINEN, *NNX], ids=["jaxbn.linen", "flax.linen", "jaxbn.nnx", "flax.nnx"])
+def test_a_layer_that_is_told_by_position_to_evaluate_is_known_to(layer):
+    if issubclass(layer, nnx.Module):
+        model, forward = NnxByPosition(layer), lambda model, x: model(x)
+    else:
+        model = two_layers(jaxbn.init(3)[1], jaxbn.init(3)[1])
+        forward = lambda v, x: ByPosition(layer).apply(v, x, mutable=["batch_moments"])  # noqa: E731
+    with pytest.warns(UserWarning, match="do not fit each other.*{'a': '"):
+        jaxbn.recalibrate(forward, model, CUT)
+
+
+def test_a_forward_that_runs_again_for_an_axis_is_told_of_once():
+    """Only the last layer moves, and no other comes after it."""
+    settled = jax.tree.map(jnp.float32, population([DATA]))
+    forward = lambda v, x: ByPosition(nn.BatchNorm, True).apply(v, x, mutable=["batch_moments"])  # noqa: E731
+    got = jaxbn.recalibrate(forward, two_layers(settled, jaxbn.init(3)[1]), CUT)["batch_stats"]
+    assert np.all(np.asarray(got["b"]["var"]) < 0.9)
+
+
 # Modules that call functions
 
 
