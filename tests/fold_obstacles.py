@@ -90,6 +90,10 @@ RUN = {
     "padded by numbers": (lambda m, x: conv(padding=((0, 0), (0, 1)))(norm()(x)), PADDED),
     "causal": (lambda m, x: nn.Conv(4, (2,), padding="CAUSAL", name="conv")(norm()(x)), PADDED),
     "dilated and padded": (lambda m, x: conv(kernel_dilation=2, padding="SAME")(norm()(x)), PADDED),
+    "dilated, strided and padded": (
+        lambda m, x: conv(kernel_dilation=2, strides=2, padding="SAME")(norm()(x)),
+        PADDED,
+    ),
     "input dilation": (lambda m, x: conv(input_dilation=2, padding=0)(norm()(x)), "puts zeros between its inputs"),
     "masked": (lambda m, x: conv(mask=MASK)(norm()(x)), "its kernel is masked"),
     "transposed": (lambda m, x: nn.ConvTranspose(4, (2, 2))(norm()(x)), "puts zeros around its input"),
@@ -107,7 +111,14 @@ def some(m, x):
     return nn.relu(x) + norm("e")(x)
 
 
+def turned(m, x):
+    """Two that differ in nothing but which axes change places."""
+    x = nn.relu(conv("first")(x)[:, :3, :3, :3])
+    return dense("b")(norm("a")(x).swapaxes(1, 2)), dense("d")(norm("c")(x).swapaxes(1, 3))
+
+
 SOME = {
+    "turned": Place(turned, [("a", "b")], {"c": CHANGE}),
     "some": Place(
         some,
         [("first", "a"), ("second", "c")],
@@ -116,5 +127,5 @@ SOME = {
             "d": "its input is made by `relu`",
             "e": "its input is made by d, a batch norm too",
         },
-    )
+    ),
 }

@@ -53,6 +53,7 @@ RUN = {
     "after attention": (after_attention, [("attention/out", "norm")]),
     # Convolutions.
     "depthwise": (lambda m, x: conv("layer", 6, feature_group_count=3)(norm()(x)), AFTER),
+    "strides without padding": (lambda m, x: conv("layer", strides=2, padding="SAME")(norm()(x)), AFTER),
     "kernel dilation": (lambda m, x: conv("layer", kernel_dilation=2)(norm()(x)), AFTER),
     "masked before": (lambda m, x: norm()(conv("layer", mask=MASK)(x)), BEFORE),
     "causal of one": (lambda m, x: nn.Conv(4, (1,), padding="CAUSAL", name="layer")(norm()(x)), AFTER),
@@ -66,6 +67,7 @@ RUN = {
     # Batch norms as other people call them.
     "own call": (lambda m, x: FlagNorm(name="norm")(conv("layer")(x), False), BEFORE),
     "own call, Flax": (lambda m, x: FlaxFlagNorm(name="norm")(conv("layer")(x), training=False), BEFORE),
+    "axis from the front": (lambda m, x: norm(axis=3)(conv("layer")(x)), BEFORE),
     "keywords": (lambda m, x: norm()(x=dense("layer")(inputs=x)), BEFORE),
     "epsilon 0": (lambda m, x: nn.BatchNorm(True, epsilon=0.0, name="norm")(conv("layer")(x)), BEFORE),
 }

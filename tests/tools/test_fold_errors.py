@@ -165,6 +165,21 @@ def test_a_layer_that_overflows_stays_and_the_rest_is_folded():
         jaxbn.fold(Two(), variables, X, pairs=ALL[:1])
 
 
+def test_a_batch_norm_stays_if_the_first_of_its_readers_overflows():
+    variables = two()
+    variables["params"]["left"]["kernel"] += 3e38
+    variables["batch_stats"]["c"]["var"] *= 1e-4
+    pairs = jaxbn.foldable_pairs(Two(), variables, X)
+    assert pairs == ALL[:2]
+    assert "not finite in float32" in pairs.left["c"]
+
+
+def test_a_layer_that_was_not_finite_is_folded_as_it_is():
+    variables = two()
+    variables["params"]["first"]["kernel"] = variables["params"]["first"]["kernel"].at[0, 0].set(jnp.inf)
+    assert jaxbn.foldable_pairs(Two(), variables, X) == ALL
+
+
 def test_a_batch_norm_that_always_trains_stays_and_the_rest_is_folded():
     model, variables = Two(second_in_training=True), two()
     pairs = jaxbn.foldable_pairs(model, variables, X, mutable=["batch_stats"])
@@ -201,6 +216,16 @@ def test_flags_are_as_they_are_and_tensors_are_arrays():
         folded = jaxbn.fold(Net(), FrozenDict(variables), x, False, "flat", options)
         assert isinstance(folded, FrozenDict)
         jax.tree.map(np.testing.assert_array_equal, folded.unfreeze(), right)
+
+
+def test_a_flag_of_numpy_is_a_flag():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.relu(nn.BatchNorm(not train)(nn.Dense(3)(x))) if not train else x
+
+    variables = filled(jax.eval_shape(lambda: Net().init(jax.random.key(0), X, False)))
+    assert jaxbn.foldable_pairs(Net(), variables, X, np.False_) == [("Dense_0", "BatchNorm_0")]
 
 
 def test_nothing_is_moved_behind_the_back_of_a_transfer_guard():

@@ -71,10 +71,11 @@ def test_the_structure_stays_and_the_old_values_too(case):
     assert not any(np.any(np.asarray(v) == 1) for v in scales)
 
 
-def test_half_kernels_are_rounded_once():
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_half_kernels_are_rounded_once(dtype):
     layer = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.bfloat16)}
-    params = {"scale": jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, 64), jnp.float32)}
-    stats = {"mean": jnp.zeros(64), "var": jnp.asarray(np.random.default_rng(2).uniform(0.5, 2, 64), jnp.float32)}
+    params = {"scale": jnp.asarray(np.random.default_rng(1).uniform(0.5, 2, 64), dtype)}
+    stats = {"mean": jnp.zeros(64, dtype), "var": jnp.asarray(np.random.default_rng(2).uniform(0.5, 2, 64), dtype)}
     a = np.asarray(params["scale"], np.float64) / np.sqrt(np.asarray(stats["var"], np.float64) + 1e-5)
     right = jnp.asarray(np.asarray(layer["kernel"], np.float64) * a, jnp.float32).astype(jnp.bfloat16)
     got = jaxbn.fold_into_previous(layer, params, stats)["kernel"]
