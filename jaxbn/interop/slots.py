@@ -130,7 +130,7 @@ def may_be_transposed(slot: Slot) -> bool:
     window = shape[:-2]
     words = re.search(r"transpose|deconv", f"{slot.path} {slot.key}", re.IGNORECASE)
     last = re.search(r"(^|[/._])(up|tconv|convt|upconv|upsample)[^/.]*$", slot.path, re.IGNORECASE)
-    return bool(words or last) or (max(window) > 1 and all(n % 2 == 0 for n in window))
+    return bool(words or last) or all(n % 2 == 0 for n in window)
 
 
 def _join(path) -> str:

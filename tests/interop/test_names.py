@@ -184,6 +184,9 @@ def test_what_the_dtype_of_the_model_cannot_hold_is_told():
         interop.from_torch({"fc.weight": np.array([[1.0], [1e6]], np.float32)}, model)
     with pytest.raises(ValueError, match="complex64 beyond"):
         interop.from_torch({"fc.weight": np.ones((2, 1), np.complex64)}, model)
+    weight = np.array([[np.inf], [np.nan]], np.float32)
+    kernel = interop.from_torch({"fc.weight": weight}, model)["params"]["fc"]["kernel"]
+    np.testing.assert_array_equal(kernel, weight.T)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "float64", "int8", "int4"])
@@ -220,6 +223,11 @@ def test_a_kernel_that_may_be_transposed_must_be_named(path, window):
         arrays = interop.to_torch(model, layouts={path: layout})
         back = interop.from_torch(arrays, model, layouts={path: layout})
         jax.tree.map(np.testing.assert_array_equal, back, model)
+
+
+def test_a_window_that_is_odd_along_one_axis_is_of_a_plain_convolution():
+    model = {"params": {"x": {"kernel": np.zeros((2, 3, 4, 4), np.float32)}}}
+    assert interop.to_torch(model)["x.weight"].shape == (4, 4, 2, 3)
 
 
 @pytest.mark.parametrize("transpose_kernel", [False, True])
