@@ -119,6 +119,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (safetensors({"a": ENTRY}), "ends at 8 of 0 bytes"),
         (safetensors({"a": ENTRY}, b"\0" * 9), "must fill the file, got 8 of 9"),
         (safetensors({"a": ENTRY, "b": ENTRY}, b"\0" * 8), "must begin at 8"),
+        (safetensors({"a": {**ENTRY, "data_offsets": [8, 16]}}, b"\0" * 16), "must begin at 0, got 8 to 16"),
         (safetensors({"a": {**ENTRY, "shape": [3]}}, b"\0" * 8), r"float32\[3\] takes 12 bytes, and 8 are there"),
         (safetensors({"a": {**ENTRY, "shape": [-2, -1]}}, b"\0" * 8), "non-negative integers"),
         (safetensors({"a": {**ENTRY, "dtype": "F4"}}, b"\0" * 8), "got 'F4'"),
@@ -144,6 +145,12 @@ def test_a_zip_of_anything_but_arrays_is_refused(tmp_path):
             archive.writestr(name, content)
         with pytest.raises(interop.FileError, match=message):
             interop.load(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", a=np.ones(2))
+    entry = zipfile.ZipFile(tmp_path / "a.npz").read("a.npy")
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("a.npy", entry)
+    with pytest.raises(interop.FileError, match=r"must be one .npy of its own name, got 'a.npy'"):
+        interop.load(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"x" * 99)
     with pytest.raises(interop.FileError, match="not a zip file"):
         interop.load(tmp_path / "a.npz")
