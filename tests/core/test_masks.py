@@ -73,6 +73,12 @@ def test_plain_trees_of_lists_and_tuples_are_searched():
     assert jaxbn.batch_norm_mask(model) == [off, (on, {"kernel": False})]
 
 
+def test_other_parameters_of_a_batch_norm_are_not_its_scale_and_bias():
+    params, stats = jaxbn.init(2)
+    mask = jaxbn.batch_norm_mask({"params": params | {"gate": jnp.ones(2)}, "batch_stats": stats})
+    assert mask == {"scale": True, "bias": True, "gate": False}
+
+
 def test_a_model_without_batch_norm_is_an_error():
     with pytest.raises(ValueError, match="must have a batch norm"):
         jaxbn.batch_norm_mask(nnx.LayerNorm(2, rngs=nnx.Rngs(0)))

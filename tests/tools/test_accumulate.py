@@ -127,6 +127,24 @@ def test_stacked_layers_with_a_count_each_are_committed_each_by_itself():
     np.testing.assert_array_equal(new["mean"], [[1, 1, 1], [0, 0, 0]])
 
 
+def test_layers_stacked_twice_with_a_count_each_are_committed_each_by_itself():
+    stats = {"mean": jnp.zeros((2, 2, 3)), "var": jnp.ones((2, 2, 3)), "count": jnp.array([[0, 1], [2, 3]], jnp.int32)}
+    moments = {"count": jnp.full((2, 2, 3), 4.0).at[1, 0].set(0), "mean": stats["var"], "var": stats["var"]}
+    new = jaxbn.commit_moments({"bn": stats}, {"bn": moments}, momentum=None)["bn"]
+    np.testing.assert_array_equal(new["count"], [[1, 2], [2, 4]])
+    np.testing.assert_allclose(new["mean"][..., 0], [[1, 1 / 2], [0, 1 / 4]], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"the mean, \[2, 2, 3\], or its first axes, got \[3\] at bn"):
+        jaxbn.commit_moments({"bn": stats | {"count": jnp.zeros(3, jnp.int32)}}, {"bn": moments}, momentum=None)
+
+
+def test_complex_moments_make_the_mean_complex():
+    _, stats = jaxbn.init(3)
+    x = STEP[0] + 2j * STEP[1]
+    new = jaxbn.commit_moments(stats, jaxbn.batch_moments(x.astype(np.complex64))._asdict(), momentum=0.5)
+    np.testing.assert_allclose(new["mean"], x.mean(0) / 2, rtol=1e-5)
+    np.testing.assert_allclose(new["var"], (1 + x.var(0)) / 2, rtol=1e-5)
+
+
 def test_other_statistics_and_absent_layers_stay():
     _, layer = jaxbn.init(2)
     tree = {"bn": layer, "frozen": layer, "spectral": {"sigma": jnp.ones(())}}

@@ -32,6 +32,12 @@ def test_a_list_of_states_merges_as_a_stacked_one_does():
     assert merged["count"].dtype == jnp.int32
 
 
+def test_the_count_is_the_largest_for_each_channel():
+    counts = jnp.array([[3, 0, 1, 5], [2, 4, 0, 5]], jnp.int32)
+    merged = jaxbn.merge_batch_stats([of_replica(x) | {"count": c} for x, c in zip(X, counts, strict=False)])
+    np.testing.assert_array_equal(merged["count"], [3, 4, 1, 5])
+
+
 def test_replicas_of_different_size_weigh_by_their_counts():
     parts = [X[0, :2], X[1, :7]]
     merged = jaxbn.merge_batch_stats([of_replica(x) for x in parts], counts=jnp.array([2, 7]))
@@ -47,6 +53,8 @@ def test_wrong_replicas_are_errors():
         jaxbn.merge_batch_stats([of_replica(x) for x in X[:2]], counts=jnp.ones(3))
     with pytest.raises(TypeError, match="`batch_stats` must be a dict"):
         jaxbn.merge_batch_stats([jnp.ones(3)])
+    with pytest.raises(ValueError, match=r"same layers and shapes in all replicas.* in number 1, counted from 0"):
+        jaxbn.merge_batch_stats([of_replica(X[0]), of_replica(X[0]) | {"var": jnp.ones(3)}])
 
 
 @pytest.mark.parametrize("counts", [[-1, 2], [0, 0], [np.nan, 1.0], [np.inf, 1.0], [True, True], "ab"])

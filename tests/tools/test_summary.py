@@ -141,6 +141,17 @@ def test_printed_it_is_a_table_of_all_layers(model):
     assert [cell.strip() for cell in sick.split("│")[1:-1]] == ["sick", "5", "7", "0", "9", "2", "1", "-", "-"]
 
 
+def test_what_looks_sick_is_red(model):
+    moments = {name: moments_of(100, [mean] * 5, [1] * 5) for name, mean in ((HEALTHY, 0.9), (SICK, 1.1))}
+    model["batch_stats"][SICK]["mean"] = model["batch_stats"][SICK]["mean"].at[2].set(0)
+    model["params"][SICK]["bias"] = model["params"][SICK]["bias"].at[2].set(jnp.nan)
+    model["batch_stats"][SICK]["var"] = jnp.ones(5)
+    dead, not_finite, mean_off = (list(column.cells) for column in jaxbn.summary(model, moments).table().columns[5:8])
+    assert dead == ["0", "[bold red]1[/]"]
+    assert not_finite == ["0", "[bold red]1[/]"]
+    assert mean_off == ["9.0 s.e.", "[bold red]11.0 s.e.[/]"]
+
+
 @pytest.mark.parametrize("with_moments", [False, True])
 def test_the_figure_is_drawn(model, with_moments, tmp_path):
     moments = {HEALTHY: moments_of(10, [jnp.inf] * 5, [1] * 5)} if with_moments else None
