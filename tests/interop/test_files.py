@@ -1,5 +1,7 @@
 """Files of arrays: what was saved is what is loaded, and a file that fails, or lies, takes nothing with it."""
 
+import json
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -101,6 +103,16 @@ def test_half_tensors_of_pytorch_cross_both_ways(tmp_path):
         np.testing.assert_array_equal(turned[name].astype(np.float32), tensor.float().numpy().T)
         assert back[name].dtype == tensor.dtype
         assert torch.equal(back[name].float(), tensor.float())
+
+
+def test_in_safetensors_each_array_begins_at_a_multiple_of_its_elements(tmp_path):
+    arrays = {"a": np.ones(3, np.int8), "b": np.ones(2), "c": np.ones(1, np.float16), "d": np.ones(5, np.float32)}
+    interop.save(tmp_path / "a.safetensors", arrays)
+    data = (tmp_path / "a.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0
+    assert not any(header[name]["data_offsets"][0] % array.itemsize for name, array in arrays.items())
 
 
 def test_the_same_arrays_are_the_same_bytes(tmp_path):

@@ -157,3 +157,10 @@ def test_a_flattened_image_is_found_where_there_is_one(shape, between, image):
     x = jax.ShapeDtypeStruct(shape, np.float32)
     layouts = interop.find_layouts(model, jax.eval_shape(model.init, jax.random.key(0), x), x)
     assert layouts == ({"layers_1": image} if image else {})
+
+
+def test_only_the_first_of_two_dense_layers_reads_the_image():
+    model = nn.Sequential([lambda x: x.reshape(2, -1), nn.Dense(60), nn.relu, nn.Dense(2)])
+    x = jax.ShapeDtypeStruct((2, 5, 4, 3), np.float32)
+    layouts = interop.find_layouts(model, jax.eval_shape(model.init, jax.random.key(0), x), x)
+    assert layouts == {"layers_1": interop.AfterFlatten(5, 4, 3)}

@@ -110,6 +110,13 @@ def test_names_that_match_two_places_or_none_are_refused(names, message):
         interop.from_torch(convs("conv10", "conv2", "conv1"), model, names=names)
 
 
+def test_a_star_stays_within_one_part_of_a_name():
+    state_dict = convs("conv1", "conv2.inner", "conv3")
+    model = {"params": {**block(2), "Conv_9": block(1)}}
+    found = interop.match_names(state_dict, model, {"Conv_*": "conv*"})
+    assert found == {"Conv_0": "conv1", "Conv_1": "conv3"}
+
+
 def test_patterns_pair_by_kind_and_in_the_order_of_numbers():
     state_dict = convs(*(f"b.{i}.0" for i in (10, 9, 0)))
     state_dict |= {f"b.{i}.1.running_mean": np.full(2, float(i)) for i in (10, 9, 0)}
