@@ -84,6 +84,10 @@ RUN = {
     "output returned": (output_returned, f"the output of conv {READ}"),
     "normalized returned": (normalized_returned, "its input is made by an input of the model"),
     "called twice": (called_twice, "dense: it is called 2 times"),
+    "own residual before a layer": (
+        lambda m, x: dense()(norm()(x, residual=x)),
+        "norm: its own activation or residual stands",
+    ),
     "own activation": (lambda m, x: dense()(norm(activation="relu")(x)), "norm: its own activation or residual stands"),
     # Convolutions that put something between or around what they read.
     "padded": (lambda m, x: conv(padding="SAME")(norm()(x)), PADDED),

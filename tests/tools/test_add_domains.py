@@ -114,6 +114,18 @@ def test_sharding_names_stay_with_their_axes():
             assert [s["scale"].out_sharding for s in of_both] == [(None, "model"), ("model",)]
 
 
+def test_sharding_names_of_stacked_layers_stay_with_their_axes():
+    def box(value):
+        return nn.Partitioned(value, names=("stage", "model"))
+
+    params, stats = jax.tree.map(box, jaxbn.init((2, 3)))
+    variables = {"params": {"bn": params}, "batch_stats": {"bn": stats}}
+    several = jaxbn.add_domains(variables, 4, affine_per_domain=True)
+    specs = jax.tree.leaves(nn.get_partition_spec(several), is_leaf=lambda v: isinstance(v, P))
+    assert specs == [P("stage", None, "model")] * 4
+    assert nn.get_partition_spec(jaxbn.select_domain(several, 1)) == nn.get_partition_spec(variables)
+
+
 def test_a_module_knows_whether_it_has_domains():
     model = nnx.Sequential(
         jaxbn.nnx.BatchNorm(4, num_domains=2, rngs=nnx.Rngs(0)),

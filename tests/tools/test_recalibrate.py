@@ -37,6 +37,25 @@ def test_in_sequence_each_layer_gets_those_of_evaluation(form):
     assert_close(FORMS[form](batches([24, 24]), False, sequential=True), in_sequence())
 
 
+def test_in_sequence_one_more_layer_is_settled_in_each_pass():
+    params, stats = jaxbn.init(3)
+    cut = batches([24, 24])
+
+    def forward(variables, x):
+        moments = []
+        for s in variables["batch_stats"]:
+            moments.append(jaxbn.batch_moments(x))
+            x = 2 * jnp.tanh(jaxbn.normalize(params, x, s["mean"], s["var"]))
+        return x, moments
+
+    new = jaxbn.recalibrate(forward, {"params": [{}] * 3, "batch_stats": [stats] * 3}, cut, sequential=True)
+    entering = DATA.astype(np.float64)
+    for got in new["batch_stats"]:
+        expected = population([entering])
+        assert_close({"a": got}, {"a": expected})
+        entering = 2 * np.tanh((entering - expected["mean"]) / np.sqrt(expected["var"] + 1e-5))
+
+
 @pytest.mark.parametrize(("sizes", "order"), [("uneven", -1), ("small", 1)])
 def test_sizes_and_order_do_not_matter(sizes, order):
     cut = batches(CUTS[sizes], order)
