@@ -57,6 +57,10 @@ RUN = {
     "weight norm": (lambda m, x: norm()(nn.WeightNorm(nn.Dense(4))(x)), CHANGE),
     "spectral norm": (lambda m, x: norm()(nn.SpectralNorm(nn.Dense(4))(x, update_stats=False)), CHANGE),
     "standardized": (lambda m, x: norm()(OfKernel(4, (2, 2), change=standardized, name="layer")(x)), CHANGE),
+    "mixed a little": (
+        lambda m, x: norm()(OfKernel(4, (2, 2), change=lambda k: k + 0.03 * k.mean(-1, keepdims=True))(x)),
+        CHANGE,
+    ),
     "adapted, by 0 now": (lambda m, x: norm()(Adapted()(x)), CHANGE),
     "kernel read twice": (kernel_read_twice, f"dense: its kernel {USED}"),
     "kernel returned": (returned_too("params", "dense", "kernel"), f"dense: its kernel {USED}"),

@@ -29,6 +29,10 @@ RUN = {
     "mean": (lambda m, x: dense("layer")(norm()(x).mean((1, 2))), AFTER),
     "mean before": (lambda m, x: norm()(conv("layer")(x).mean((1, 2))), BEFORE),
     "average pool": (lambda m, x: norm()(nn.avg_pool(conv("layer")(x), (2, 2))), BEFORE),
+    "average pool of what is there": (
+        lambda m, x: norm()(nn.avg_pool(conv("layer")(x), (2, 2), padding="SAME", count_include_pad=False)),
+        BEFORE,
+    ),
     "pool, slice, turn": (
         lambda m, x: dense("layer")(nn.avg_pool(norm()(x), (2, 2))[:, 0, ::-1].swapaxes(0, 1)),
         AFTER,
