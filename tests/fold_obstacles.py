@@ -11,6 +11,11 @@ def kernel_read_twice(m, x):
     return y @ (jnp.ones((3, 3)) if m.is_initializing() else variable(m, "params", "dense", "kernel"))
 
 
+def kernel_read_before(m, x):
+    y = x @ (jnp.ones((3, 3)) if m.is_initializing() else variable(m, "params", "dense", "kernel"))
+    return norm()(dense(features=3)(y))
+
+
 def returned_too(collection: str, layer: str, name: str):
     def run(m, x):
         return norm()(dense()(x)), 0 if m.is_initializing() else variable(m, collection, layer, name)
@@ -63,6 +68,7 @@ RUN = {
     ),
     "adapted, by 0 now": (lambda m, x: norm()(Adapted()(x)), CHANGE),
     "kernel read twice": (kernel_read_twice, f"dense: its kernel {USED}"),
+    "kernel read before": (kernel_read_before, f"dense: its kernel {USED}"),
     "kernel returned": (returned_too("params", "dense", "kernel"), f"dense: its kernel {USED}"),
     "mean returned": (returned_too("batch_stats", "norm", "mean"), f"norm: its mean {USED}"),
     # What stands between bends, scales or mixes channels.
