@@ -37,6 +37,12 @@ def test_in_sequence_each_layer_gets_those_of_evaluation(form):
     assert_close(FORMS[form](batches([24, 24]), False, sequential=True), in_sequence())
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_without_jit_it_is_the_same(form):
+    with jax.disable_jit():
+        assert_close(FORMS[form](batches([24, 24]), True), in_training(batches([24, 24])))
+
+
 def test_in_sequence_one_more_layer_is_settled_in_each_pass():
     params, stats = jaxbn.init(3)
     cut = batches([24, 24])
