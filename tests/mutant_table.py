@@ -1,4 +1,4 @@
-"""Defects to plant in the core, one at a time, and the tests that should see each (see `tests/mutants.py`).
+"""Defects to plant in the package, one at a time, and the tests that should see each (see `tests/mutants.py`).
 
 A defect that changes no answer is no defect: `EQUIVALENT` says of those that survive why they may.
 """
@@ -72,6 +72,25 @@ FRONT = ("tests/models/test_options.py",)
 EMPTY = ("tests/core/test_masks_broadcast.py", "tests/core/test_sizes.py")
 ACCUMULATE = ("tests/tools/test_accumulate.py",)
 TESTING = ("tests/tools/test_testing.py",)
+FOLDING = (
+    "tests/tools/test_fold_places.py", "tests/tools/test_fold_model.py", "tests/tools/test_fold_errors.py",
+    "tests/tools/test_fold_nnx.py",
+)  # fmt: skip
+FOLD_ONE = ("tests/tools/test_fold_one.py", "tests/tools/test_fold_model.py", "tests/tools/test_fold_errors.py")
+RECALIBRATE = (
+    "tests/tools/test_recalibrate_counts.py", "tests/tools/test_recalibrate_errors.py",
+    "tests/tools/test_recalibrate_kinds.py", "tests/tools/test_recalibrate_stacks.py",
+    "tests/tools/test_recalibrate.py",
+)  # fmt: skip
+PROCESSES = ("tests/tools/test_processes.py",)
+SUMMARY = ("tests/tools/test_summary.py", "tests/tools/test_domains_in_tools.py", "tests/tools/test_add_domains.py")
+ADD_DOMAINS = ("tests/tools/test_add_domains.py",)
+REPLICAS = ("tests/tools/test_replicas.py",)
+INTEROP = (
+    "tests/interop/test_layouts.py", "tests/interop/test_interop_errors.py", "tests/interop/test_interop_torch.py",
+    "tests/interop/test_interop_keras.py", "tests/interop/test_names.py",
+)  # fmt: skip
+FILES = ("tests/interop/test_files.py", "tests/interop/test_hostile_files.py", "tests/interop/test_saving.py")
 
 
 class Mutant(NamedTuple):
@@ -547,6 +566,286 @@ MUTANTS = [
         ("return value.mean(), {", "return value.sum(), {"),
         ("not np.isin(np.asarray(v), (0, 1)).all()", "True"),
     ),
+    # Folding.
+    *_in(
+        "_tools/folding/affine",
+        (*FOLDING, "tests/tools/test_fold_one.py"),
+        ("(jnp.tile(v, kernel.shape[axis] // max(v.size, 1))", "(jnp.repeat(v, kernel.shape[axis] // max(v.size, 1))"),
+        ("else bias.astype(a.dtype) - mean", "else bias.astype(a.dtype)"),
+        ("expand(a, (axis,), kernel.ndim), start", "expand(a, (kernel.ndim - 1,), kernel.ndim), start"),
+        ("v = jnp.tile(v, copies)", "v = jnp.repeat(v, copies)"),
+        (
+            "jnp.repeat(v.reshape(groups, -1).T, repeats, axis=1)",
+            "jnp.tile(v.reshape(groups, -1).T, (1, repeats))",
+        ),
+        ("of_group(shift - mean * a)", "of_group(shift - mean)"),
+        ("tuple(range(kernel.ndim - num_out_axes))", "tuple(range(kernel.ndim - 1))"),
+        ("var=one - jnp.asarray(epsilon, var.dtype)", "var=one"),
+        ('batch_stats["mean"] = -shift', 'batch_stats["mean"] = shift'),
+        ("wide = promote(kernel.dtype, mean.dtype, jnp.float32)", "wide = promote(kernel.dtype, mean.dtype)"),
+        ("shift = added[: affine[1].size]", "shift = added"),
+        ("finite &= ~_finite", "finite = ~_finite"),
+        ('finite &= ~_finite(layer["kernel"]) | ', "finite &= "),
+        (" or not bool(_finite(old)):", ":"),
+    ),
+    *_in(
+        "_tools/folding/pair",
+        FOLD_ONE,
+        ("previous(kernel, bias, affine, out_axis)", "previous(kernel, bias, affine)"),
+        ("_check_bias(bias, kernel.shape[out_axis])", "_check_bias(bias, kernel.shape[-1])"),
+        ("following(kernel, bias, affine, feature_group_count)", "following(kernel, bias, affine)"),
+        ('old.dtype if layer.get("bias") is None else jnp.result_type(layer["bias"])', "old.dtype"),
+        ("check_overflow(old, *new)", "pass"),
+    ),
+    *_in(
+        "_tools/folding/layers",
+        (*FOLDING, "tests/tools/test_add_domains.py"),
+        ("last = feature_axes(module.axis, x.ndim) == (x.ndim - 1,)", "last = module.axis == -1"),
+        ("elif domain is not None:", "elif False:"),
+        ("is not None or residual is not None", "is not None"),
+        ("epsilon=float(module.epsilon)", "epsilon=1e-5"),
+        ("elif x.ndim - 1 not in axes:", "elif not axes:"),
+        ("if isinstance(batch, int) or batch:", "if batch:"),
+        ("axes.index(x.ndim - 1) - len(axes) - num_out", "axes.index(x.ndim - 1) - len(axes) - 1"),
+        ("out_axis = of_kernel.find(output[-1:]) - len(of_kernel)", "out_axis = -1"),
+        ("groups=module.feature_group_count, ", ""),
+        ("elif module.mask is not None:", "elif False:"),
+        ("window = [(k - 1) * d + 1 for", "window = [k for"),
+        ("return window != [1]", "return False"),
+        ("_tuple(module.strides, rank), padding)", "(1,) * rank, padding)"),
+        ("return None if module.use_bias else", "return None if True else"),
+    ),
+    *_in(
+        "_tools/folding/flow",
+        FOLDING,
+        ("if times > 1:", "if times > 2:"),
+        ("if value in program.outputs:", "if False:"),
+        ("equation.primitive not in PASSED or len(values) != 1", "len(values) != 1"),
+        ("values = [v for v in equation.reads() if v not in program.fixed]", "values = equation.reads()"),
+    ),
+    *_in(
+        "_tools/folding/region",
+        FOLDING,
+        ("return value in program.outputs or any(", "return any("),
+        ("value in program.outputs or any(i not in numbers for", "value in program.outputs or any(False for"),
+        ("(SAME if precise else 0.05) * largest", "SAME * largest"),
+        ("(SAME if precise else 0.05) * largest", "0.05 * largest"),
+        ('return "" if equation.primitive == "name" else str(equation.eqn.params)', 'return ""'),
+    ),
+    *_in(
+        "_tools/folding/plan",
+        FOLDING,
+        ("missing = [p for p in fold.pairs() if p not in pairs]", "missing = []"),
+        ("if not jax.device_get(is_finite):", "if False:"),
+        ("(a.obstacle_next or b.obstacle_next)", "a.obstacle_next"),
+        ('["mean"]) != 1:', '["mean"]) < 1:'),
+    ),
+    *_in(
+        "_tools/folding/program",
+        FOLDING,
+        ("if v not in stop)", ")"),
+        ('with jax.default_matmul_precision("highest"):', "if True:"),
+    ),
+    *_in(
+        "_tools/folding/linen",
+        FOLDING,
+        ("{k: v for k, v in outputs[1].items() if k not in COLLECTIONS}", "outputs[1]"),
+        ("or context.orig_method.func is not inspect.unwrap(known.__call__):", 'or context.method_name != "__call__":'),
+    ),
+    *_in(
+        "_tools/folding/nnx",
+        FOLDING,
+        ("copy.eval()", "pass"),
+        ("        model = nnx.clone(self._model)", "        model = self._model"),
+    ),
+    *_in("_tools/folding/arguments", FOLDING, (" and not isinstance(leaf, np.bool_))", ")")),
+    # What enters the batch norms of a model.
+    *_in(
+        "_tools/collect",
+        RECALIBRATE,
+        (' for name, tree in variables.items() if name != "batch_moments"}', " for name, tree in variables.items()}"),
+        ("values, state = with_axes_bound(collect)", "values, state = collect()"),
+        ("            self.notes.clear()\n", ""),
+        ("self.calls = self.calls or list(self.notes.calls)", "self.calls += self.notes.calls"),
+        ("with_stats(state, stats), copy=True)", "with_stats(state, stats))"),
+        ("with_stats(state, stats), copy=True)", "state, copy=True)"),
+        ("if jnp.shape(m.mean) != shape:", "if False:"),
+    ),
+    *_in(
+        "_tools/recalibrate",
+        RECALIBRATE,
+        ('sum(math.prod(s["mean"].shape[:-1]) for s in original.values())', "len(original)"),
+        ("with_seen(old, merged, unbiased=unbiased)", "with_seen(old, merged, unbiased=False)"),
+        ("if _equal(old, new):", "if number > 1 or _equal(old, new):"),
+        ("if evaluated and any(later != path for later in order[i:])", "if evaluated"),
+        ("if evaluated and any(later != path", "if any(later != path"),
+        ("_check_finite({path: seen.moments.moments", "dict({path: seen.moments.moments"),
+    ),
+    *_in(
+        "_tools/seen",
+        RECALIBRATE,
+        ("(m.count > 0).astype(jnp.int32)", "jnp.ones_like(m.count, jnp.int32)"),
+        ("usable.any(channels), batches.max(channels)", "usable.all(channels), batches.max(channels)"),
+        ('old["mean"] = as_complex_as(moments.mean, old["mean"])', "pass"),
+        ("fresh[name].astype(v.dtype), v)", "fresh[name].astype(v.dtype), 0)"),
+        ("moments, state = collector(state, batch)", "moments, _ = collector(state, batch)"),
+    ),
+    *_in(
+        "_tools/processes",
+        PROCESSES,
+        ("jax.tree.unflatten(structure, _unpacked(row, arrays)) for row in everyone", "total for row in everyone"),
+        ("if not numbers.all():", "if not numbers.any():"),
+        ("if failed.any():", "if failed.all():"),
+        ("np.cumsum([a.nbytes for a in like])[:-1]", "np.cumsum([a.size for a in like])[:-1]"),
+        ("if len(set(spans)) > 1 or len(set(sizes)) > 1:", "if len(set(spans)) > 1:"),
+    ),
+    *_in(
+        "_models/moments_linen",
+        RECALIBRATE,
+        (
+            "hand_in(module, notes.moments_of_input(call), old, noted)",
+            "hand_in(module, notes.moments_of_input(call), None, noted)",
+        ),
+        (
+            "        old = written(module)\n        y = call.run(*call.args, **call.kwargs)\n",
+            "        y = call.run(*call.args, **call.kwargs)\n        old = written(module)\n",
+        ),
+        (
+            'evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")',
+            'evaluated = call.kwargs.get("use_running_average")',
+        ),
+        (" | {path: a.moments for path, a in both.items()}", ""),
+    ),
+    *_in(
+        "_models/moments_nnx",
+        (*RECALIBRATE, *ACCUMULATE),
+        ("notes.add(_accumulated(variables), new)", "notes.add(zeros_of_layer(new.mean), new)"),
+        (
+            'evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")',
+            'evaluated = call.kwargs.get("use_running_average")',
+        ),
+        ("            and not isinstance(variable, Entered)\n", ""),
+        ("jax.lax.stop_gradient(value)", "value"),
+    ),
+    *_in(
+        "_models/notes",
+        RECALIBRATE,
+        ('"mask": call.kwargs.get("mask")', '"mask": None'),
+        ('"axis": call.layer.axis', '"axis": -1'),
+        ("tuple(name for name in names if _is_bound(name))", "()"),
+    ),
+    *_in(
+        "_models/unbound_axes",
+        RECALIBRATE,
+        ("error = error.__cause__ or error.__context__", "error = None"),
+        ("if name is None or name in names:", "if name is None or names:"),
+    ),
+    *_in(
+        "_models/watch",
+        RECALIBRATE,
+        ("(cls,) if cls is base else (cls, _watched_class(base, base))", "(cls,)"),
+        ("copy = nnx.with_vars(copy, ref=False)", "pass"),
+        ('if function in (own, getattr(own, "__wrapped__", own)):', "if function is own:"),
+    ),
+    # Trees of layers.
+    *_in(
+        "_tools/accumulate",
+        ACCUMULATE,
+        ('range(jnp.ndim(stats["count"]) if _counts_layers(stats) else 0)', "range(1 if _counts_layers(stats) else 0)"),
+        ("unbiased=corrections[path])", "unbiased=False)"),
+        ('"mean": as_complex_as(of_step.mean, stats["mean"])', '"mean": stats["mean"]'),
+        ("if silent or idle:", "if silent:"),
+        ("if count != mean[: len(count)]:", "if False:"),
+    ),
+    *_in(
+        "_tools/summary",
+        SUMMARY,
+        ('| (np.abs(params.get("scale", np.ones(()))) <= DEAD_SCALE)', ""),
+        ("index[: max(np.ndim(v) - num_features * is_param, 0)]", "index[: np.ndim(v)]"),
+        ("seen = (count > 0) & ", "seen = "),
+        ("((var >= epsilon) | (batch_var >= epsilon))", "(var >= epsilon)"),
+        ("np.sqrt(2 / count[seen])", "np.sqrt(1 / count[seen])"),
+        ("d > FAR)", "d < FAR)"),
+    ),
+    *_in(
+        "_tools/domains",
+        ADD_DOMAINS,
+        ("> num_features and path not in without", "> num_features"),
+        ("int(domain), mean.ndim - num_features - 1)", "int(domain), 0)"),
+        ("axis = v.ndim - num_features\n", "axis = 0\n"),
+        ("module.num_domains, module.affine_per_domain = fields", "module.num_domains = fields[0]"),
+        ("axis = fewer - num_features\n", "axis = 0\n"),
+    ),
+    *_in(
+        "_tools/replicas",
+        REPLICAS,
+        ('jnp.max(layer["count"], axis=0)', 'jnp.max(layer["count"])'),
+        ("else jnp.asarray(counts).astype(var.dtype)", "else jnp.ones(len(counts), var.dtype)"),
+        ("if shape != shapes[0]), None)", "if False), None)"),
+    ),
+    *_in(
+        "_tools/optimizer_masks",
+        ("tests/core/test_masks.py",),
+        (' and path[i] in ("scale", "bias")', ""),
+        ("for i in range(len(path)))", "for i in range(1, len(path)))"),
+        ("for i in range(len(path)))", "for i in (len(path) - 1,))"),
+    ),
+    # Weights from elsewhere.
+    *_in(
+        "interop/layout",
+        INTEROP,
+        ("np.flip(np.moveaxis(kernel, (0, 1), (-2, -1)), spatial)", "np.moveaxis(kernel, (0, 1), (-2, -1))"),
+        ("image.transpose(2, 3, 1, 0)", "image.transpose(3, 2, 1, 0)"),
+        ("reshape(*window, 1, -1)", "reshape(*window, -1, 1)"),
+        ("np.swapaxes(np.flip(kernel, tuple(range(kernel.ndim - 2))), -1, -2)", "np.swapaxes(kernel, -1, -2)"),
+    ),
+    *_in(
+        "interop/slots",
+        INTEROP,
+        ("known = {**opened.layouts, **given}", "known = {**given, **opened.layouts}"),
+        ("all(n % 2 == 0 for n in window)", "any(n % 2 == 0 for n in window)"),
+    ),
+    *_in(
+        "interop/transfer",
+        INTEROP,
+        ("np.any(np.isfinite(value) & ~np.isfinite(new))", "np.any(~np.isfinite(new))"),
+        ("np.max(value, initial=0)", "np.ravel(value)[0]"),
+        ("np.clip(value.astype(np.int64), jnp.iinfo(dtype).min, jnp.iinfo(dtype).max)", "value"),
+        ("if key not in taken and not key.endswith(framework.ignored):", "if key not in taken:"),
+    ),
+    *_in(
+        "interop/names",
+        INTEROP,
+        ("sorted((n for n in names if n not in taken and", "sorted((n for n in names if"),
+        ('.replace(r"\\*", one)', '.replace(r"\\*", ".*")'),
+        ('[(0, int(part), "") if part.isdigit() else (1, 0, part)', "[(1, 0, part)"),
+    ),
+    *_in(
+        "interop/found",
+        INTEROP,
+        (" and math.prod(spatial) > 1:", ":"),
+        ('or equation.primitive == "dot_general":', "or False:"),
+    ),
+    *_in(
+        "interop/safetensors",
+        FILES,
+        ("if start != at or end < start:", "if start < at or end < start:"),
+        ("key=lambda name: (-arrays[name].dtype.itemsize, name)", "key=lambda name: name"),
+    ),
+    *_in(
+        "interop/npz",
+        FILES,
+        ("if name == member.filename or name in arrays:", "if name == member.filename:"),
+        ("if entry.read(1):", "if False:"),
+        ('"F" if fortran else "C")', '"C")'),
+    ),
+    *_in(
+        "interop/files",
+        FILES,
+        ("        if path.exists():\n            beside.chmod(path.stat().st_mode)\n", ""),
+        ("path = path.resolve()", "pass"),
+    ),
+    *_in("interop/options", INTEROP, ('"unbiased": True, "use_scale"', '"unbiased": False, "use_scale"')),
 ]
 
 EQUIVALENT: dict[tuple[str, str], str] = {

@@ -1,6 +1,6 @@
-"""Plants defects in the core, one at a time, and runs the tests that should see them: which survive?
+"""Plants defects in the package, one at a time, and runs the tests that should see them: which survive?
 
-    python tests/mutants.py                 # all of them, about an hour
+    python tests/mutants.py                 # all of them, one to two hours
     python tests/mutants.py _core/state     # those of the files with that in their name
     python tests/mutants.py --list
 
