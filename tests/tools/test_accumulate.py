@@ -204,6 +204,18 @@ def test_an_nnx_module_that_hands_its_moments_in_accumulates_too():
     assert not np.array_equal(norm.mean[...], before)
 
 
+def test_no_gradient_flows_through_moments_that_are_handed_in():
+    graphdef, state = nnx.split(OwnNorm())
+
+    def loss(x):
+        model = nnx.merge(graphdef, state)
+        jaxbn.nnx.zero_moments(model)
+        model(x)
+        return sum(jnp.sum(v[...]) for v in model.batch_moments.values())
+
+    np.testing.assert_array_equal(jax.grad(loss)(MICROBATCHES[0]), np.zeros((6, 3)))
+
+
 def test_a_module_of_ones_own_is_after_a_step_what_it_was():
     model = OwnNorm()
     before = nnx.graphdef(model)
