@@ -238,8 +238,9 @@ def test_handing_in_something_else_is_an_error():
 # State that goes on
 
 
+@pytest.mark.parametrize("ref", [False, True], ids=["values", "references"])
 @pytest.mark.parametrize("layer", NNX, ids=IDS)
-def test_dropout_goes_on_from_batch_to_batch_and_the_model_is_as_it_was(layer):
+def test_dropout_goes_on_from_batch_to_batch_and_the_model_is_as_it_was(layer, ref):
     class Dropped(nnx.Module):
         def __init__(self):
             self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=1))
@@ -250,8 +251,9 @@ def test_dropout_goes_on_from_batch_to_batch_and_the_model_is_as_it_was(layer):
             self.seen[...] += 1
             return self.norm(self.drop(x))
 
-    model, ones = Dropped(), [np.ones((4, 1), np.float32)] * 40
-    twin = Dropped()
+    with nnx.var_defaults(ref=ref):
+        model, twin = Dropped(), Dropped()
+    ones = [np.ones((4, 1), np.float32)] * 40
     expected = [np.asarray(twin.drop(x)) for x in ones]
     jaxbn.recalibrate(lambda model, x: model(x), model, ones)
     assert_close({"a": of_nnx(model.norm)}, {"a": population(expected)})
