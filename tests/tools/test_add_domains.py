@@ -82,6 +82,8 @@ def test_the_same_in_nnx_and_its_state(affine):
         np.testing.assert_array_equal(m(X, use_running_average=True, domain=1), want)
         m(3 * X, domain=1)
         one = jaxbn.select_domain(m, 1)
+        fields = [(layer.norm.num_domains, layer.norm.affine_per_domain) for layer in (m, one)]
+        assert fields == [(2, affine), (None, False)]
         np.testing.assert_allclose(
             one(X, use_running_average=True), m(X, use_running_average=True, domain=1), rtol=1e-6, atol=1e-6
         )
