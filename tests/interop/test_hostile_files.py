@@ -135,20 +135,23 @@ def test_a_damaged_safetensors_file_says_why(tmp_path, content, message):
 
 def test_a_zip_of_anything_but_arrays_is_refused(tmp_path):
     header = b"\x93NUMPY\x01\x00"
+    np.savez(tmp_path / "a.npz", a=np.ones(2))
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        whole = archive.read("a.npy")
     for name, content, message in (
         ("a.txt", b"x", "every entry must be one .npy of its own name, got 'a.txt'"),
         ("a.npy", b"x" * 99, "magic"),
         ("a.npy", b"", "EOF|reading magic"),
         ("a.npy", header + b"\x05\x00{'a':", "SyntaxError|header|EOF"),
+        ("a.npy", whole + b"\0", r"entry 'a' must be one array, got more than float64\[2\]"),
     ):
         with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
             archive.writestr(name, content)
         with pytest.raises(interop.FileError, match=message):
             interop.load(tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", a=np.ones(2))
-    entry = zipfile.ZipFile(tmp_path / "a.npz").read("a.npy")
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr("a.npy", entry)
+        archive.writestr("a.npy", whole)
     with pytest.raises(interop.FileError, match=r"must be one .npy of its own name, got 'a.npy'"):
         interop.load(tmp_path / "a.npz")
     (tmp_path / "a.npz").write_bytes(b"x" * 99)
