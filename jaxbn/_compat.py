@@ -37,3 +37,12 @@ def evaluate(eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
     functions, params = ((), params) if isinstance(params, dict) else params
     result = eqn.primitive.bind(*functions, *inputs, **params)
     return list(result) if eqn.primitive.multiple_results else [result]
+
+
+def inputs_of_scan(eqn: core.JaxprEqn, inputs: Sequence[Any]) -> list[list[Any]]:
+    """The constants of a scan, its carry, and the arrays along which it runs."""
+    if "ft_in" in eqn.params:
+        return [list(part) for part in eqn.params["ft_in"].update(inputs).unpack()]
+    consts = eqn.params["num_consts"]  # jax 0.10
+    carry = consts + eqn.params["num_carry"]
+    return [list(inputs[:consts]), list(inputs[consts:carry]), list(inputs[carry:])]

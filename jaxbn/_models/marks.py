@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
-from jaxbn._compat import evaluate
+from jaxbn._compat import evaluate, inputs_of_scan
 
 _START = "jaxbn.layer "
 _INLINED = {
@@ -87,12 +87,11 @@ def _of_equation(eqn, inputs: list[Any], step: str, outputs: list[Output]) -> li
 def _run_scan(eqn, inputs: list[Any], step: str, outputs: list[Output]) -> list[Any]:
     """Runs a scan step by step, without a loop."""
     (program,), length = _programs(eqn), eqn.params["length"]
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    consts, carry, xs = inputs[:num_consts], inputs[num_consts:][:num_carry], inputs[num_consts + num_carry :]
+    consts, carry, xs = inputs_of_scan(eqn, inputs)
     rows: list[Any] = [None] * length
     for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
         results = _run(program, [*consts, *carry, *(x[i] for x in xs)], f"{step}, step {i + 1}", outputs)
-        carry, rows[i] = results[:num_carry], results[num_carry:]
+        carry, rows[i] = results[: len(carry)], results[len(carry) :]
     return [*carry, *(jnp.stack(ys) for ys in zip(*rows, strict=True))]
 
 
