@@ -69,7 +69,7 @@ def commit_moments(
         either one for all layers, or a dict by path.
 
     Returns:
-      New `batch_stats` with the same tree, shapes and dtypes.
+      New `batch_stats` with the same tree, shapes and dtypes; a FrozenDict becomes a dict.
 
     Raises:
       ValueError: `batch_moments` has no layers, or one that `batch_stats` lacks; a dict by path matches a layer with
