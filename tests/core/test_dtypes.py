@@ -197,9 +197,12 @@ def test_a_variance_that_overflows_leaves_the_statistics_alone():
 
 def test_moments_and_statistics_in_half_precision_are_mixed_in_float32_and_warned_of():
     half = jnp.float16
-    stats = {"mean": jnp.zeros(1, half), "var": jnp.ones(1, half)}
-    moments = jaxbn.Moments(jnp.ones((), half), jnp.ones(1, half), jnp.ones(1, half))
-    with pytest.warns(UserWarning, match="running statistics below float32"):
-        new = jaxbn.update_batch_stats(stats, moments, momentum=0.999)
-    # In float16 a weight of 0.001 is 0.00098.
-    np.testing.assert_allclose(np.float64(new["mean"]), [0.001], rtol=1e-3)
+    old, new = np.random.default_rng(0).uniform(1, 2, (2, 200)).astype(half)
+    old[0] = 0  # where all that counts is the weight of the new value
+    stats, moments = {"mean": old, "var": old}, jaxbn.Moments(jnp.ones((), half), jnp.asarray(new), jnp.asarray(new))
+    for momentum in (0.3, 0.9, 0.999):
+        with pytest.warns(UserWarning, match="running statistics below float32"):
+            mixed = jaxbn.update_batch_stats(stats, moments, momentum=momentum)
+        exact = momentum * np.float64(old) + (1 - momentum) * np.float64(new)
+        for value in mixed.values():
+            np.testing.assert_allclose(np.float64(value), exact, rtol=1.01 * 2**-11)  # rounded once
