@@ -13,7 +13,7 @@ from jax import lax
 from jaxbn._core import rules
 from jaxbn._core.numbers import abs_squared, accumulator, conj_times, divide, promote, real_dtype, zero_unless
 from jaxbn._core.types import Moments
-from jaxbn._sync.sharding import split_alike, split_as
+from jaxbn._sync.sharding import split_as, stack
 
 Add = Callable[[list[jax.Array]], list[jax.Array]]
 """Sums each array over all sets that are merged."""
@@ -126,8 +126,8 @@ def merge_moments(*moments: Moments) -> Moments:
     counts = [jnp.asarray(m.count) for m in moments]
     if any(c.ndim for c in counts):
         counts = [jnp.broadcast_to(c, jnp.shape(m.mean)) for c, m in zip(counts, moments, strict=True)]
-    mean, var = (jnp.stack(split_alike(*(jnp.asarray(m[i]) for m in moments))) for i in (1, 2))
-    return merge_stacked(Moments(jnp.stack(counts), mean, var))
+    mean, var = (stack(*(jnp.asarray(m[i]) for m in moments)) for i in (1, 2))
+    return merge_stacked(Moments(stack(*counts), mean, var))
 
 
 @jax.jit
@@ -172,7 +172,7 @@ def merge_into(old: Accumulated, new: Moments | Accumulated) -> Accumulated:
 
     def stacked(o, n):
         dtype = promote(o.dtype, n.dtype)
-        return jnp.stack(split_alike(*(jnp.broadcast_to(v, old.mean.shape).astype(dtype) for v in (o, n))))
+        return stack(*(jnp.broadcast_to(v, old.mean.shape).astype(dtype) for v in (o, n)))
 
     if not isinstance(new, Accumulated):
         new = Accumulated(*new, jnp.zeros_like(new.count), jnp.zeros_like(new.mean))

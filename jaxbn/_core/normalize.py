@@ -17,7 +17,7 @@ from jaxbn._core.linear import linear
 from jaxbn._core.moments import counts, known_tangents
 from jaxbn._core.numbers import zero_unless
 from jaxbn._sync import mapped_axes as sync
-from jaxbn._sync.sharding import split_alike
+from jaxbn._sync.sharding import stack
 from jaxbn._xla.passes import apart, beside, elementwise, slope_point, sums
 
 SLOPE_AT_OUTPUT = (jax.nn.relu, jax.nn.leaky_relu)
@@ -149,7 +149,7 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
     c = add(dbias, None if dmean is None else -a * dmean)
     of_channels = None
     if k is not None or c is not None:
-        pair = jnp.stack(split_alike(*(jnp.zeros_like(a) if v is None else v for v in (k, c))))
+        pair = stack(*(jnp.zeros_like(a) if v is None else v for v in (k, c)))
         # As one array, so that its transpose, a sum over devices, is one collective.
         of_channels = tuple(expand(v, affine.axes, ndim) for v in sync.as_varying_as(pair, inputs.x))
     if of_channels is None and dinputs.x is None and dinputs.residual is None:

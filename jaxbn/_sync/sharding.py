@@ -48,3 +48,8 @@ def split_as(x: jax.Array, like: Any) -> jax.Array:
 def where(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """`jnp.where`, of arrays that are split over devices each in its own way too."""
     return jax.lax.select(*split_alike(condition, a, b))
+
+
+def stack(*arrays: jax.Array) -> jax.Array:
+    """`jnp.stack`, of arrays that are split over devices each in its own way too; they are broadcast to one shape."""
+    return jnp.stack(split_alike(*arrays))

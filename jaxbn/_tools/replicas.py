@@ -12,6 +12,7 @@ from jaxbn._core.checks import check_array, describe
 from jaxbn._core.merge import merge_stacked
 from jaxbn._core.types import Moments
 from jaxbn._models.tree import Path, map_layers, path_name
+from jaxbn._sync.sharding import stack
 from jaxbn._tools.accumulate import check_tree
 from jaxbn._tools.checks import check_iterable
 
@@ -94,7 +95,7 @@ def _stacked(replicas: list[Any]) -> Any:
             f"`batch_stats` must have the same layers and shapes in all replicas, {shapes[0]}, got {shapes[other]} "
             f"in number {other}, counted from 0."
         )
-    return jax.tree.map(lambda *values: jnp.stack(values), *replicas)
+    return jax.tree.map(lambda *values: stack(*map(jnp.asarray, values)), *replicas)
 
 
 def _check_counts(counts: jax.Array) -> None:

@@ -234,6 +234,10 @@ def test_moments_of_an_input_that_is_split_join_those_so_far(of_layer):
                 jaxbn.Moments(jnp.zeros(()), jnp.zeros(4), jnp.zeros(4)), *map(jaxbn.batch_moments, placed)
             )._asdict(),
         }
+        single = [jaxbn.batch_moments(x) for x in (placed[0], jnp.asarray(microbatches[1]))]
+        found["replicas"] = jaxbn.merge_batch_stats(
+            [{"mean": m.mean, "var": m.var} for m in single], jnp.array([8, 4])
+        )  # one split, one not
     for name, stats in found.items():
         np.testing.assert_allclose(stats["mean"], whole.mean(0), rtol=1e-6, err_msg=name)
         np.testing.assert_allclose(stats["var"], whole.var(0), rtol=1e-5, err_msg=name)
