@@ -98,9 +98,13 @@ def _slope(affine: Affine, inputs: Inputs, vectors: Vectors, dz: jax.Array, *, t
         # In the dtype of y, as the residual's cotangent is anyway: one array for both and for the sums.
         z = slope_point(z.astype(affine.dtype), _output(affine, inputs, vectors))
         return jax.jvp(activation, (z,), (dz.astype(affine.dtype),))[1].astype(dz.dtype)
+
+    def f(z):
+        return activation(z).astype(dz.dtype)
+
     if transposed and jnp.iscomplexobj(z):
-        return jax.vjp(activation, z)[1](dz)[0]
-    return jax.jvp(activation, (z,), (dz,))[1].astype(dz.dtype)
+        return jax.vjp(f, z)[1](dz)[0]
+    return jax.jvp(f, (z,), (dz,))[1]
 
 
 def _vectors(affine: Affine, scale, bias, centre, var, ndim: int) -> Vectors:

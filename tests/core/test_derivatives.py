@@ -149,12 +149,18 @@ def test_activations_and_residuals_have_the_derivatives_of_their_formula():
         close(got, want)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "narrow"),
+    [
+        (np.float64, lambda z: jnp.tanh(z.astype(jnp.float32))),
+        (np.complex128, lambda z: jnp.sin(z.astype(jnp.complex64))),
+        (np.complex128, lambda z: jnp.abs(z)),
+    ],
+    ids=["float32", "complex64", "real"],
+)
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_an_activation_may_compute_in_fewer_digits(with_residual):
-    params, x, dy = batch()
-
-    def narrow(z):
-        return jnp.tanh(z.astype(jnp.float32))
+def test_an_activation_may_compute_in_fewer_digits(with_residual, dtype, narrow):
+    params, x, dy = batch(dtype)
 
     @jax.jit
     def gradients(params, x):
