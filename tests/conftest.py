@@ -9,8 +9,8 @@ import shutil
 import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Programs for a CPU are optimized as a user's are, but for the last step, to machine code: it takes half of the time
-# that compiling takes. `JAXBN_TEST_COMPILE=full` leaves it in.
+# Programs for a CPU are optimized as a user's are, but for the last step, to machine code, which is quick and simple
+# here: it takes half of the time that compiling takes. `JAXBN_TEST_COMPILE=full` makes it the user's.
 if os.environ.get("JAXBN_TEST_COMPILE") != "full" and importlib.util.find_spec("jax_plugins") is None:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     if tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11):  # later ones do not know the flag

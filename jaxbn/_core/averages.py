@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 def of_count(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:
@@ -73,9 +74,14 @@ class Debiased:
 
     def __call__(self, count: jax.Array) -> jax.Array:
         """The momentum [] float32 of the next update, for a count [] of those before."""
+        return self.weights(count)[0]
+
+    def weights(self, count: jax.Array, dtype: DTypeLike = jnp.float32) -> tuple[jax.Array, jax.Array]:
+        """Those of the old and the new statistics, in the shape of the counts, each to all digits of that dtype."""
+        count = jnp.asarray(count).astype(dtype)
         if self.momentum == 0:
-            return jnp.zeros((), jnp.float32)
+            return jnp.zeros_like(count), jnp.ones_like(count)
         # expm1: 1 - m^n would lose its digits where m is near 1.
-        rate = jnp.float32(math.log(self.momentum))
-        count = jnp.asarray(count).astype(jnp.float32)
-        return jnp.float32(self.momentum) * jnp.expm1(count * rate) / jnp.expm1((count + 1) * rate)
+        rate = jnp.asarray(math.log(self.momentum), dtype)
+        whole = jnp.expm1((count + 1) * rate)
+        return jnp.asarray(self.momentum, dtype) * jnp.expm1(count * rate) / whole, jnp.expm1(rate) / whole

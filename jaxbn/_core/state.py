@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxbn._core import checks, rules
-from jaxbn._core.averages import of_count
+from jaxbn._core.averages import Debiased, of_count
 from jaxbn._core.numbers import divide, promote, real_dtype, zero_unless
 from jaxbn._core.types import ArraysByName, BatchStats, Moments, Momentum, Params
 from jaxbn._sync.sharding import split_as, where
@@ -134,14 +134,16 @@ def commit(batch_stats: BatchStats, moments: Moments, momentum: Momentum, unbias
 
 
 def _weights(momentum: Momentum, batch_stats: BatchStats) -> tuple[jax.Array, jax.Array]:
-    """Those of the old and the new value, [] or [C] float, as wide as the statistics; the small one to all its digits.
+    """Those of the old and the new value, [] or [C] float, as wide as the statistics.
 
-    1 - float32(0.999) is 1e-5 off.
+    Both have all their digits, unless the momentum came as an array: 1 - float32(0.999) is 1e-5 off.
     """
     dtype = promote(batch_stats["var"].dtype, jnp.float32)
     if momentum is None:  # the running statistics are the plain average of all batches
         count = batch_stats["count"].astype(dtype)
         return count / (count + 1), 1 / (count + 1)
+    if isinstance(momentum, Debiased):
+        return momentum.weights(batch_stats["count"], dtype)
     if callable(momentum):
         momentum = of_count(momentum, batch_stats["count"])
     if not hasattr(momentum, "dtype"):

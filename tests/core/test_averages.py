@@ -58,10 +58,19 @@ def test_any_momentum_weighs_the_new_batch_to_all_its_digits_and_keeps_what_is_e
             assert new[name][1] == old[name][1]
 
 
-def test_a_cumulative_average_weighs_the_millionth_batch():
-    stats = {"mean": jnp.zeros(1), "var": jnp.ones(1), "count": jnp.full(1, 10**6 - 1, jnp.int32)}
-    new = jaxbn.update_batch_stats(stats, jaxbn.Moments(jnp.ones(1), jnp.ones(1), jnp.ones(1)), momentum=None)
-    np.testing.assert_allclose(new["mean"], 1e-6, rtol=1e-6)
+@pytest.mark.parametrize(
+    ("momentum", "steps", "weight"),
+    [
+        (None, 10**6, 1e-6),
+        (jaxbn.debiased(0.999), 2000, 0.001 / (1 - 0.999**2000)),
+        (jaxbn.debiased(0.9999), 10**6, 0.0001),
+        (jaxbn.debiased(0.999), 1, 1),
+    ],
+)
+def test_an_average_weighs_a_late_batch_to_all_its_digits(momentum, steps, weight):
+    stats = {"mean": jnp.zeros(1), "var": jnp.ones(1), "count": jnp.full(1, steps - 1, jnp.int32)}
+    new = jaxbn.update_batch_stats(stats, jaxbn.Moments(jnp.ones(1), jnp.ones(1), jnp.ones(1)), momentum=momentum)
+    np.testing.assert_allclose(new["mean"], weight, rtol=1e-6)
     assert new["var"] == 1
 
 
