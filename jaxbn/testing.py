@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbn._core import checks
-from jaxbn._core.checks import check_integer
 from jaxbn._models.functions import as_function
 from jaxbn._models.marks import Output, outputs_of_layers
 from jaxbn._models.tree import leaf_name
@@ -72,7 +71,7 @@ def assert_split_invariant(
       AssertionError: the output of BatchNorm is the first that changes when the batch is split into 2: by ...
     """
     check_text(axis_name, "axis_name")
-    check_integer(parts, "parts", 2)
+    checks.check_integer(parts, "parts", 2)
     if loss is not None:
         check_function(loss, "loss", ("output", *(f"input {i}" for i in range(len(inputs)))))
     if not checks.check_number(tolerance, "tolerance") >= 0:

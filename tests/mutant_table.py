@@ -466,11 +466,6 @@ MUTANTS = [
         ('mean = () if training else (batch_stats["mean"],)', "mean = ()"),
         ("wide = promote(accumulator(x.dtype), dtype)", "wide = accumulator(x.dtype)"),
     ),
-    *_in(
-        "_core/averages",
-        ("tests/core/test_sizes.py", "tests/core/test_averages.py"),
-        (" if count.size else count.astype(jnp.float32)", ""),
-    ),
     *_in("_core/chunks", ("tests/core/test_virtual_batch.py", *MESH), ("if is_split(x):", "if False:")),
     *_in(
         "_core/checks",

@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 
 
 def of_count(schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:
-    """A schedule of one count [], for a count [] or [C]; float32 where there is no channel."""
+    """A schedule of one count [], for a count [] or [C]."""
     values = jax.vmap(lambda n: jnp.asarray(schedule(n)))
-    return values(count.reshape(-1)).reshape(count.shape) if count.size else count.astype(jnp.float32)
+    return values(count.reshape(-1)).reshape(count.shape)
 
 
 def debiased(momentum: float) -> "Debiased":

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from jaxbn._core import checks, rules
@@ -50,7 +49,7 @@ def init(
     """
     shape = num_features if isinstance(num_features, tuple) else (num_features,)
     for n in shape:
-        if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        if not checks.is_integer(n):
             raise TypeError(f"`num_features` must be an integer or a tuple of integers, got {num_features!r}.")
         if n < 0:
             raise ValueError(f"`num_features` must not be negative, got {num_features!r}.")

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxbn._core import checks, rules
-from jaxbn._core.checks import check_integer
 from jaxbn._core.types import Moments
 from jaxbn._models.find import Found, find_batch_norms
 from jaxbn._models.tree import moments_by_path, path_name
@@ -151,7 +150,7 @@ def summary(
             f"`moments` must be of the batch norms of the model, {', '.join(map(path_name, found))}, got {unknown} too."
         )
     checks.check_static_bool(stacked, "stacked")
-    num_features = check_integer(num_feature_axes, "num_feature_axes", 1)
+    num_features = checks.check_integer(num_feature_axes, "num_feature_axes", 1)
     rows = Summary()
     for path, layer in found.items():
         name, of_batch = path_name(path), by_path.get(path)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxbn._core import checks, rules
-from jaxbn._core.checks import check_integer
 from jaxbn._core.types import BatchStats, Params
 from jaxbn._tools.checks import check_mapping
 from jaxbn._tools.folding.affine import FeaturesError, affine_of, check_overflow, following, previous
@@ -55,7 +54,7 @@ def fold_into_previous(
     """
     kernel, bias = _check_layer(layer)
     affine = affine_of(*_checked(params, batch_stats, epsilon), kernel)
-    if not -kernel.ndim <= check_integer(out_axis, "out_axis", -kernel.ndim) < kernel.ndim:
+    if not -kernel.ndim <= checks.check_integer(out_axis, "out_axis", -kernel.ndim) < kernel.ndim:
         raise ValueError(f"`out_axis` must be an axis of the kernel, {checks.describe(kernel)}, got {out_axis}.")
     _check_bias(bias, kernel.shape[out_axis])
     with _naming("`layer`"):
@@ -101,7 +100,7 @@ def fold_into_next(
     """
     kernel, bias = _check_layer(layer)
     affine = affine_of(*_checked(params, batch_stats, epsilon), kernel)
-    if kernel.shape[-1] % check_integer(feature_group_count, "feature_group_count", 1):
+    if kernel.shape[-1] % checks.check_integer(feature_group_count, "feature_group_count", 1):
         raise ValueError(
             f"`feature_group_count` must divide the output features, {kernel.shape[-1]}, got {feature_group_count}."
         )
