@@ -20,17 +20,29 @@ os.environ["JAX_DEFAULT_PRNG_IMPL"] = "rbg"
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Many tests make the same program anew, and each process compiles it once. The folder is its own: nothing is read while
-# another process writes it, and nothing outlives the run.
+# another process writes it, and nothing outlives the run. Tests with threads take the fixture `no_stored_programs`.
 _programs = tempfile.mkdtemp(prefix="jaxbn-programs-")
 atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", _programs)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def no_stored_programs():
+    """Programs are neither stored nor read: a thread could read what another has written half of."""
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", _programs)
+    compilation_cache.reset_cache()
+
 
 # What is traced stays in JAX's caches: looking through all of it again and again takes a twelfth of the time.
 gc.freeze()

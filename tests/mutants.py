@@ -11,8 +11,6 @@ equivalent.
 """
 
 import argparse
-import atexit
-import functools
 import os
 import shutil
 import subprocess
@@ -51,14 +49,6 @@ def copy(folder: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-@functools.cache
-def cache_of_programs() -> str:
-    """A folder of compiled programs: most are those of the package without a defect, and are compiled once."""
-    folder = tempfile.mkdtemp(prefix="jaxbn_mutants_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def run(mutant: Mutant | None, tests: Sequence[str], limit: float, *options: str) -> tuple[int, list[str], str]:
     """pytest's exit status (-1: no end in time), the tests that failed with that defect or none, and its errors."""
     with tempfile.TemporaryDirectory() as name:
@@ -66,10 +56,7 @@ def run(mutant: Mutant | None, tests: Sequence[str], limit: float, *options: str
         copy(folder)
         if mutant is not None:
             plant(mutant, folder)
-        environment = {
-            **os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1",
-            "JAX_COMPILATION_CACHE_DIR": cache_of_programs(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         existing = [t for t in tests if (folder / t.partition("::")[0]).exists()]
         try:
             done = subprocess.run(

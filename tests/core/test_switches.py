@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import jaxbn
 from tests import basic_check
@@ -86,12 +87,13 @@ def test_the_core_holds_with_a_compilation_cache(tmp_path):
     for _ in range(2):  # written, and read
         jax.clear_caches()
         with switched(**options):
-            jax.experimental.compilation_cache.compilation_cache.reset_cache()
+            compilation_cache.reset_cache()
             basic_check.check("masked", jit=True)
-    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    compilation_cache.reset_cache()
     assert any(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("no_stored_programs")
 def test_the_core_holds_in_threads():
     jax.clear_caches()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

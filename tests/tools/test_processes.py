@@ -16,7 +16,7 @@ OWN = [[DATA[:8], DATA[8:12], DATA[12:24]], [DATA[24:]]]
 
 
 @pytest.fixture
-def together(monkeypatch):
+def together(monkeypatch, no_stored_programs):
     """A function that runs f(0) and f(1) at the same time, each as a process of two; what they return, errors too."""
     barrier, sent, number = threading.Barrier(2, timeout=60), [None, None], threading.local()
 
