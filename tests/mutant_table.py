@@ -154,8 +154,8 @@ MUTANTS = [
         ("zero_unless(counts(mask) | jnp.isfinite(like), values)", "values"),
         ("zero_unless(counts(mask) | jnp.isfinite(like), values)", "zero_unless(counts(mask), values)"),
         ("z = z if vectors.bias is None else z + vectors.bias", "pass"),
-        ("return jax.jvp(activation, (z,), (dz,))[1]", "return dz"),
-        ("return jax.vjp(activation, z)[1](dz)[0]", "return jax.jvp(activation, (z,), (dz,))[1]"),
+        ("return jax.jvp(f, (z,), (dz,))[1]", "return dz"),
+        ("return jax.vjp(f, z)[1](dz)[0]", "return jax.jvp(f, (z,), (dz,))[1]"),
         ("SLOPE_AT_OUTPUT = (jax.nn.relu, jax.nn.leaky_relu)", "SLOPE_AT_OUTPUT = (jax.nn.silu,)"),
     ),
     *_in(
