@@ -5,6 +5,7 @@ the device: `pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt` (same vers
 and JAX_PLATFORMS=cpu in the environment before JAX is imported, so that it does not look for the device.
 """
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,7 +30,16 @@ def compile_for(device: str, f: Callable, *args: Any) -> Any:
     Raises:
       RuntimeError: the compiler for that device is not installed.
     """
-    return lowered_for(device, f, *args).compile()
+    lowered = lowered_for(device, f, *args)
+    if device == "here":
+        return lowered.compile()
+    # JAX can store a program for a device that is not here in its compilation cache, and not read it again.
+    least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 def lowered_for(device: str, f: Callable, *args: Any) -> Any:

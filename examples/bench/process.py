@@ -19,6 +19,7 @@ def answer_of(module: str, *arguments: str, eight_devices: bool = False) -> Any:
         os.environ
         | eight
         | {
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # this process may have most of a GPU's memory
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
         }
