@@ -18,7 +18,7 @@ from jaxbn._core.moments import counts, known_tangents
 from jaxbn._core.numbers import zero_unless
 from jaxbn._sync import mapped_axes as sync
 from jaxbn._sync.sharding import stack
-from jaxbn._xla.passes import apart, beside, elementwise, slope_point, sums
+from jaxbn._xla.passes import apart, beside, elementwise, slope_point, sums, written_first
 
 SLOPE_AT_OUTPUT = (jax.nn.relu, jax.nn.leaky_relu)
 """Activations whose slope at their output is that at their input."""
@@ -193,7 +193,7 @@ def affine_tangent(affine: Affine, primals, tangents) -> jax.Array | None:
             def to_residual(arrays, vectors):
                 return g(arrays, vectors).astype(arrays[0].residual.dtype)
 
-            dresidual = apart(elementwise(to_residual, (inputs, dy), vectors))
+            dresidual = written_first(elementwise(to_residual, (inputs, dy), vectors))
         if has_channels:
 
             def summed(arrays, vectors):

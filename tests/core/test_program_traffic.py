@@ -111,21 +111,22 @@ def test_on_an_h100_each_pass_is_at_the_limit(w: Workload):
 
 
 @pytest.mark.parametrize("w", workloads(ODD_SHAPES, ("float32", "bfloat16"), ("residual",)), ids=lambda w: w.label)
-def test_on_an_h100_an_odd_size_with_a_residual_is_within_a_fifth_of_the_limit(w: Workload):
-    """Where no blocks of a warp divide the rows, what the residual gets is written and then read for the sums."""
+def test_on_an_h100_an_odd_size_with_a_residual_costs_one_read_more_than_the_limit(w: Workload):
+    """Where no blocks of a warp divide the rows, the residual is read again for what it gets."""
     needs("h100")
     found = measure.layer_traffic("h100", "jaxbn", w)
-    assert found["both [B/element]"] <= 1.2 * sum(w.limit)
-    assert found["backward [B/element]"] <= w.limit[1] * 9 / 7
+    forward, backward = w.limit
+    assert (found["forward [B/element]"], found["backward [B/element]"]) <= (forward, backward * 8 / 7)
+    assert measure.together("h100", "jaxbn", w)["together [B/element]"] <= 10 * jnp.dtype(w.dtype).itemsize
 
 
+@pytest.mark.parametrize("fused", ["relu", "residual"])
 @pytest.mark.parametrize("rows", [256, 512])
-def test_on_an_h100_what_fits_in_a_cache_takes_few_kernels(rows):
+def test_on_an_h100_what_fits_in_a_cache_takes_few_kernels(rows, fused):
     """Launches are its time: flax.linen takes seven."""
     needs("h100")
-    assert (
-        measure.together("h100", "jaxbn", Workload("small", "float32", "relu", (rows, rows)))["kernels together"] <= 7
-    )
+    found = measure.together("h100", "jaxbn", Workload("small", "float32", fused, (rows, rows)))
+    assert found["kernels together"] <= 7
 
 
 @pytest.mark.parametrize(
