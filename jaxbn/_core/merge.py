@@ -42,7 +42,7 @@ def merge_by_sums(pivot: jax.Array, moments: Moments, origin: jax.Array, add: Ad
         var = jnp.maximum(divide(square, count) - abs_squared(mean), jnp.zeros((), square.dtype))
         mean = origin + mean
         pivot = mean.astype(narrow)
-        rest = (mean - pivot.astype(wide)).astype(narrow)
+        rest = zero_unless(jnp.isfinite(pivot), mean - pivot.astype(wide)).astype(narrow)  # inf - inf is NaN
         real = real_dtype(narrow)
         return pivot, Moments(count.astype(real), rest, var.astype(real))
 

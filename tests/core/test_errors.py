@@ -59,6 +59,14 @@ TRAINING = [
     ({"momentum": VECTOR}, ValueError, "`momentum` must be a scalar, got float32[3]"),
     ({"momentum": "0.9"}, TypeError, "`momentum` must be a number, None or a callable of the count, got '0.9'"),
     ({"momentum": None}, ValueError, "`momentum` None or a callable of the count needs batch_stats['count']"),
+    (
+        {
+            "batch_stats": {**STATS, "count": np.zeros(3, np.int32)},
+            "momentum": lambda count: jnp.where(count == 1, 1.5, 0.5),
+        },
+        ValueError,
+        "`momentum`, the weight of the old value, must be in [0, 1], a number or a callable that gives one, got 1.5",
+    ),
     ({"mask": X[:3]}, ValueError, "`mask` must broadcast to x, float32[4, 3], got float32[3, 3]"),
     ({"mask": X[None]}, ValueError, "`mask` must broadcast to x, float32[4, 3], got float32[1, 4, 3]"),
     ({"mask": X + 0j}, TypeError, "`mask` must be boolean or real, non-negative weights, got complex64[4, 3]"),
