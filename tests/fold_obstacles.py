@@ -16,6 +16,16 @@ def kernel_read_before(m, x):
     return norm()(dense(features=3)(y))
 
 
+def double_kernel_returned(m, x):
+    made = []
+
+    def double(kernel):
+        made.append(2.0 * kernel)
+        return made[-1]
+
+    return norm()(OfKernel(4, (2, 2), change=double, name="conv")(x)), made[-1]
+
+
 def returned_too(collection: str, layer: str, name: str):
     def run(m, x):
         return norm()(dense()(x)), 0 if m.is_initializing() else variable(m, collection, layer, name)
@@ -70,6 +80,7 @@ RUN = {
     "kernel read twice": (kernel_read_twice, f"dense: its kernel {USED}"),
     "kernel read before": (kernel_read_before, f"dense: its kernel {USED}"),
     "kernel returned": (returned_too("params", "dense", "kernel"), f"dense: its kernel {USED}"),
+    "double kernel returned": (double_kernel_returned, f"what is made of the weights of conv and norm {USED}"),
     "mean returned": (returned_too("batch_stats", "norm", "mean"), f"norm: its mean {USED}"),
     # What stands between bends, scales or mixes channels.
     "relu": (lambda m, x: dense()(nn.relu(norm()(nn.relu(x)))), "is made by `relu`, and its output goes to `relu`"),

@@ -20,6 +20,11 @@ def two_readers(m, x):
     return dense("a")(y), dense("b")(y)
 
 
+def constant_shared(m, x):
+    c = 1 + jnp.arange(4.0)
+    return norm()(OfKernel(4, (2, 2), change=lambda kernel: kernel * c, name="layer")(x)), 2 * c
+
+
 QKV = [("norm", f"attention/{name}") for name in ("query", "key", "value")]
 MASK = jnp.eye(2)[:, :, None, None] * jnp.ones((1, 1, 3, 4))
 BEFORE, AFTER = [("layer", "norm")], [("norm", "layer")]
@@ -63,6 +68,7 @@ RUN = {
     "causal of one": (lambda m, x: nn.Conv(4, (1,), padding="CAUSAL", name="layer")(norm()(x)), AFTER),
     "transposed before": (lambda m, x: norm()(nn.ConvTranspose(4, (2, 3), (2, 1), name="layer")(x)), BEFORE),
     "centred kernel": (lambda m, x: norm()(OfKernel(4, (2, 2), change=centred, name="layer")(x)), BEFORE),
+    "a constant that others read": (constant_shared, BEFORE),
     # More than one.
     "two readers": (two_readers, [("norm", "a"), ("norm", "b")]),
     "before and after": (lambda m, x: norm("b")(dense()(norm("a")(x))), [("a", "dense"), ("dense", "b")]),

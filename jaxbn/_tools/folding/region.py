@@ -91,7 +91,7 @@ def _escape(flow: Flow, fold: Fold, region: Region) -> str | None:
         for value in program.equations[i].outputs:
             if value not in region.exits and value not in program.fixed and is_read_outside(value):
                 first, second = fold.pairs()[0]
-                return f"the output of {first} is read by others than {second} too"
+                return f"what is made of the weights of {first} and {second} is used in another place too"
     return None
 
 
