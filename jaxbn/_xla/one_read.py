@@ -28,7 +28,7 @@ def one_read(two_reads: Callable, about: Callable, merge: Callable, over: tuple[
     lane_axis = split[0] if split else over[0] if over else 0
 
     def near_some_rows(x, mask, hint):
-        pivot = _mean_of_some_rows(x, over, dtype)
+        pivot = _median_of_some_rows(x, over, dtype)
         return pivot, about(pivot, x, mask)
 
     def near_hint(x, mask, hint):
@@ -52,17 +52,34 @@ def one_read(two_reads: Callable, about: Callable, merge: Callable, over: tuple[
     return planned(two_reads, plan)(x, mask, hint)
 
 
-def _mean_of_some_rows(x: jax.Array, over: tuple[int, ...], dtype) -> jax.Array:
-    """Mean of eight rows, spread over the first axis: close to the mean, and almost nothing to read."""
+def _median_of_some_rows(x: jax.Array, over: tuple[int, ...], dtype) -> jax.Array:
+    """About the median of seven rows: close to the mean, and almost nothing to read.
+
+    Outliers among them do not move it: of a mean, one row at 300 deviations would cost the variance 1 % of its value.
+    """
     index: list = [slice(None)] * x.ndim
-    for a in over:
-        index[a] = np.full(8, x.shape[a] // 2)
-    index[over[0]] = np.arange(8) * x.shape[over[0]] // 8
+    for number, a in enumerate(over):
+        # In another order along each axis: what stands in the middle of all images is seen at most once.
+        places = (np.arange(7) * (number % 6 + 1) + number) % 7
+        index[a] = (2 * places + 1) * x.shape[a] // 14
     # A gather: a slice of an axis that is split would first move everything that stands at its place.
-    rows = x.at[tuple(index)].get(mode="promise_in_bounds")
-    mean = rows.astype(dtype).mean(over[0] if over[-1] - over[0] < len(over) else 0)  # where indexing puts them
+    rows = x.at[tuple(index)].get(mode="promise_in_bounds").astype(dtype)
+    rows = jnp.moveaxis(rows, over[0] if over[-1] - over[0] < len(over) else 0, 0)  # where indexing puts them
+    if jnp.iscomplexobj(rows):
+        pivot = lax.complex(_median_of_seven(rows.real), _median_of_seven(rows.imag))
+    else:
+        pivot = _median_of_seven(rows)
     # A pivot that is not finite would spread from its own row to the channel; the sums tell of it anyway.
-    return jnp.where(jnp.isfinite(mean), mean, jnp.zeros_like(mean))
+    return jnp.where(jnp.isfinite(pivot), pivot, jnp.zeros_like(pivot))
+
+
+def _median_of_seven(rows: jax.Array) -> jax.Array:
+    """[7, C] -> [C], of the row in the middle and of the medians of three on either side."""
+
+    def of_three(a, b, c):
+        return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+
+    return of_three(of_three(*rows[:3]), rows[3], of_three(*rows[4:]))
 
 
 def _near_hint(about: Callable, x, mask, pivot):

@@ -99,3 +99,28 @@ def test_statistics_of_half_precision_are_those_of_the_rounded_inputs(dtype, fas
     _, want_mean, want_var = reference.moments(x)
     np.testing.assert_allclose(mean, want_mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(var, want_var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(100_000, 1), (1, 100_000, 1), (8, 64, 64, 2), (7, 5, 7, 9, 11, 1)], ids=str)
+@pytest.mark.parametrize("mean", [0, 1000])
+def test_outliers_at_one_place_of_all_examples_cost_no_digits(shape, mean):
+    """Wherever they stand, they do not become the pivot: that would cost the variance up to 1 %."""
+    x = (mean + np.random.default_rng(0).normal(size=shape)).astype(np.float32)
+    sizes = shape[:1] if len(shape) == 2 else shape[1:-1]
+
+    @jax.jit
+    def variance(*place):
+        index = place if len(shape) == 2 else (slice(None), *place)
+        return jaxbn.batch_moments(jnp.asarray(x).at[index].set(mean + 300.0)).var
+
+    fractions = np.arange(57) / 56  # quarters, eighths, fourteenths
+    rng = np.random.default_rng(1)
+    for fraction in fractions:
+        for place in (
+            [min(int(fraction * n), n - 1) for n in sizes],
+            [int(rng.integers(n)) for n in sizes],
+        ):
+            changed = x.copy()
+            changed[tuple(place) if len(shape) == 2 else (slice(None), *place)] = mean + 300
+            want = changed.astype(np.float64).reshape(-1, shape[-1]).var(0)
+            np.testing.assert_allclose(variance(*place), want, rtol=5e-6)

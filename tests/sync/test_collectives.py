@@ -96,7 +96,7 @@ def test_plain_jit_over_sharded_arrays_costs_as_many(sharding, data):
     # Where positions are split, and the types do not say so, the pivots of the lanes are collected first.
     more = 1 if data == "plain" else 2
     assert len(found) == 2 + (more if sharding is SHARDINGS["positions"] else 0)
-    # Then also, each lane gives eight rows to its pivot.
+    # Then also, each lane gives seven rows to its pivot.
     assert sum(found) <= (56 if sharding is SHARDINGS["positions"] else 24) * C
 
 

@@ -41,7 +41,7 @@ def needs(device):
 def test_no_activation_moves_between_devices(device, split, axis_type, fused):
     needs(device)
     found = collectives(program(device, "jaxbn", Workload("", "float32", fused, SHAPE), SPLITS[split], axis_type))
-    # At most eight rows of each of eight lanes, where a shard has 1024 and all devices together 8192.
+    # At most seven rows of each of eight lanes, where a shard has 1024 and all devices together 8192.
     assert all(c.numbers <= 64 * C for c in found), found
     # On a TPU whether to read once more is asked of all devices, and answered in a branch.
     on_tpu = "tpu" in (device, os.environ.get("JAXBN_TEST_PLATFORM"))
