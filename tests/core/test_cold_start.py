@@ -138,13 +138,14 @@ def test_disable_jit_and_eager(offset, order):
 
 
 @pytest.mark.parametrize("offset", OFFSETS)
-def test_a_masked_outlier_that_stands_first(offset):
+@pytest.mark.parametrize(("hidden", "value"), [(8, np.nan), (8, 1e6), (200, 1e6), (200, 0)])
+def test_what_a_mask_hides_is_no_pivot(offset, hidden, value):
     x = batch(offset)
     poisoned = x.copy()
-    poisoned[:8] = np.nan
-    mask = (np.arange(256) >= 8)[:, None]
+    poisoned[:hidden] = value
+    mask = (np.arange(256) >= hidden)[:, None]
     _, new = jax.jit(lambda x: layer(x, mask=mask))(poisoned)
-    np.testing.assert_allclose(new["var"], np.float64(x[8:]).var(0), rtol=1e-5)
+    np.testing.assert_allclose(new["var"], np.float64(x[hidden:]).var(0), rtol=1e-5)
 
 
 def loss(params, x, layer):
