@@ -17,15 +17,18 @@ def describe(x) -> str:
 
 
 def check_array(value, name: str) -> jax.Array:
-    """An array, from whatever converts to one."""
-    if isinstance(value, jax.Array):
-        return value
-    if value is None or isinstance(value, str | bytes | Mapping) or callable(value):
+    """An array of numbers, from whatever converts to one, a `Variable` of nnx too."""
+    wraps_array = hasattr(type(value), "__jax_array__")
+    if value is None or isinstance(value, str | bytes | Mapping) or (callable(value) and not wraps_array):
         raise TypeError(f"`{name}` must be an array, got {type(value).__name__}.")
     try:
-        return jnp.asarray(value)
+        array = value if isinstance(value, jax.Array) else jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must be an array, got {type(value).__name__} ({str(error)[:200]}).") from None
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        raise TypeError(f"`{name}` must be an array of numbers, got {describe(array)}.")
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    return array if array.dtype == dtype else array.astype(dtype)  # float64 where it is off by now
 
 
 def values_of(array: jax.Array, given: Any = None) -> np.ndarray:
@@ -55,7 +58,7 @@ def check_number(value, name: str) -> float:
     is_number = isinstance(value, float | int | np.generic | np.ndarray | jax.Array) and not isinstance(
         value, bool | Tracer
     )
-    if not is_number or jnp.iscomplexobj(value) or jnp.issubdtype(jnp.result_type(value), jnp.bool_):
+    if not is_number or jnp.iscomplexobj(value) or not jnp.issubdtype(jnp.result_type(value), jnp.number):
         raise TypeError(f"`{name}` must be a number known at trace time, got {value!r}.")
     if np.shape(value) != ():
         raise ValueError(f"`{name}` must be a scalar, got {describe(value)}.")
@@ -119,7 +122,9 @@ def check_choice(value, name: str) -> bool | jax.Array:
         if value.shape != () or value.dtype != bool:
             raise TypeError(f"`{name}` must be True, False or a boolean array [], got {describe(value)}.")
         return value
-    if not isinstance(value, bool | np.bool_):
+    if not (
+        isinstance(value, bool | np.bool_ | np.ndarray) and np.shape(value) == () and np.asarray(value).dtype == bool
+    ):
         raise TypeError(f"`{name}` must be True, False or a boolean array [], got {value!r}.")
     return bool(value)
 

@@ -159,8 +159,11 @@ def check_mask(mask, x: jax.Array) -> jax.Array | None:
     trailing = x.shape[x.ndim - mask.ndim :] if mask.ndim <= x.ndim else None
     if trailing is None or any(not (m == 1 or m == n) for m, n in zip(mask.shape, trailing, strict=True)):
         raise ValueError(f"`mask` must broadcast to x, {describe(x)}, got {describe(mask)}.")
-    if mask.dtype != bool and np.any(values_of(mask, given) < 0):
-        raise ValueError(f"`mask` must hold non-negative weights, got {describe(mask)} with some that are not.")
+    weights = values_of(mask, given)
+    if mask.dtype != bool and not np.all((weights >= 0) & np.isfinite(weights)):
+        raise ValueError(
+            f"`mask` must hold non-negative weights, got {describe(mask)} with some that are not, or are not finite."
+        )
     return mask if mask.dtype == bool else mask.astype(real_dtype(accumulator(x.dtype)))
 
 

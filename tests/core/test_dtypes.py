@@ -206,3 +206,14 @@ def test_moments_and_statistics_in_half_precision_are_mixed_in_float32_and_warne
         exact = momentum * np.float64(old) + (1 - momentum) * np.float64(new)
         for value in mixed.values():
             np.testing.assert_allclose(np.float64(value), exact, rtol=1.01 * 2**-11)  # rounded once
+
+
+def test_a_state_made_with_float64_on_goes_on_in_float32_where_it_is_off():
+    with jax.enable_x64(True):
+        params, stats = jaxbn.init(3, param_dtype=jnp.float64)
+        x = jnp.arange(12.0).reshape(4, 3)
+    y, new = jaxbn.batch_norm(params, stats, x, use_running_average=False)
+    want_y, want = jaxbn.batch_norm(*jaxbn.init(3), x.astype(jnp.float32), use_running_average=False)
+    assert {v.dtype for v in jax.tree.leaves((y, new))} == {jnp.dtype("float32")}
+    np.testing.assert_array_equal(y, want_y)
+    jax.tree.map(np.testing.assert_array_equal, new, want)

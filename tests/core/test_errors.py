@@ -14,6 +14,7 @@ VECTOR = np.ones(3, np.float32)
 STATS = {"mean": 0 * VECTOR, "var": VECTOR}
 PARAMS = {"scale": VECTOR, "bias": VECTOR}
 
+KEY = jax.random.key(0)
 BOTH = [
     ({"x": X.astype(np.int32)}, TypeError, "`x` must be floating or complex, got int32[4, 3]"),
     ({"x": np.float32(1)}, ValueError, "`x` must have at least one axis, the feature axis, got float32[]"),
@@ -75,6 +76,19 @@ TRAINING = [
         ValueError,
         "`mask` must hold non-negative weights, got float32[4",
     ),
+    (
+        {"mask": X * np.nan},
+        ValueError,
+        "`mask` must hold non-negative weights, got float32[4, 3] with some that are not",
+    ),
+    (
+        {"mask": X + np.inf},
+        ValueError,
+        "`mask` must hold non-negative weights, got float32[4, 3] with some that are not",
+    ),
+    ({"mask": KEY}, TypeError, "`mask` must be an array of numbers, got key<"),
+    ({"momentum": KEY}, TypeError, "`momentum` must be a number known at trace time, got"),
+    ({"epsilon": KEY}, TypeError, "`epsilon` must be a number known at trace time, got"),
     ({"mask": -np.eye(4, 3, dtype=int)}, ValueError, "`mask` must hold non-negative weights, got int"),
     ({"axis_name": "batch"}, ValueError, "`axis_name` must be bound by an enclosing jax.vmap, jax.pmap or jax.shard_m"),
     ({"axis_index_groups": [[0]]}, ValueError, "`axis_index_groups` needs an `axis_name` to group, got groups [[0]]"),

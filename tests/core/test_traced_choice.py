@@ -74,7 +74,9 @@ def test_the_modules_take_one_too():
         return module.apply(variables, x, use_running_average=flag, mutable=["batch_stats"])
 
     for flag in (True, False):
-        close(apply(flag), module.apply(variables, x, use_running_average=flag, mutable=["batch_stats"]))
+        expected = module.apply(variables, x, use_running_average=flag, mutable=["batch_stats"])
+        close(apply(flag), expected)
+        close(module.apply(variables, x, use_running_average=np.array(flag), mutable=["batch_stats"]), expected)
         found, expected = (jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
         close(nnx.jit(lambda m, f: m(x, f))(found, jnp.asarray(flag)), expected(x, flag))
         close(found.mean[...], expected.mean[...])

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.nn import initializers
 
+import jaxbn
 import jaxbn.nnx
 
 FLAX, OURS = nnx.BatchNorm, jaxbn.nnx.BatchNorm
@@ -167,3 +169,19 @@ def test_use_running_average_comes_from_the_call_then_the_module_and_must_be_som
     view = nnx.view(layer, use_running_average=False)
     view(x)
     assert (np.asarray(layer.mean[...]) != 0).all()
+
+
+def test_a_variable_stands_for_its_array():
+    x, mask = nnx.Param(data((8, 3), np.float32)[0]), nnx.Variable(jnp.arange(8)[:, None] % 3 > 0)
+    layer = OURS(3, rngs=nnx.Rngs(0))
+    params, stats = nnx.state(layer, nnx.Param), nnx.state(nnx.clone(layer), nnx.BatchStat)
+
+    def function(params: Any, stats: Any, x: Any, mask: Any):
+        return jaxbn.batch_norm(params, stats, x, use_running_average=False, mask=mask, residual=x)
+
+    want_y, want = function(*jaxbn.init(3), x[...], mask[...])
+    y, new = function(params, stats, x, mask)
+    np.testing.assert_array_equal(y, want_y)
+    jax.tree.map(np.testing.assert_array_equal, new, want)
+    np.testing.assert_array_equal(layer(x, mask=mask, residual=x), want_y)
+    np.testing.assert_array_equal(layer.mean[...], want["mean"])
