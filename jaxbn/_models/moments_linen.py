@@ -7,7 +7,6 @@ They leave the model in its collections, because nothing else passes through nn.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxbn._core.merge import Accumulated, zeros_of_layer
@@ -31,9 +30,8 @@ def watch_layer(call: Call) -> Any:
     module, noted = call.layer, notes.current()
     assert noted is not None
     if call.method == "__call__" and call.owner in (BatchNorm, nn.BatchNorm) and not module.is_initializing():
-        evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
-        evaluated = module.use_running_average if evaluated is None else evaluated
-        noted.calls.append((call.path, not isinstance(evaluated, jax.Array) and bool(evaluated)))
+        evaluated = notes.evaluates(call, takes_arrays=call.owner is BatchNorm)
+        noted.calls.append((call.path, evaluated))
         if not evaluated and not can_report(module):  # what follows would fail too, with a less helpful message
             raise ValueError(f"The batch norm {path_name(call.path)} cannot train here, got {why_hidden(module)}.")
         # This replaces what jaxbn's module may have written there itself, which would be counted twice.

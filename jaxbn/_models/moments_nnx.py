@@ -42,9 +42,7 @@ def _watch_layer(call: Call) -> Any:
     noted = notes.current()
     assert noted is not None
     if call.owner in (BatchNorm, nnx.BatchNorm):
-        evaluated = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
-        evaluated = call.layer.use_running_average if evaluated is None else evaluated
-        noted.calls.append((call.path, not isinstance(evaluated, jax.Array) and bool(evaluated)))
+        noted.calls.append((call.path, notes.evaluates(call, takes_arrays=call.owner is BatchNorm)))
         y = call.run(*call.args, **call.kwargs)
         hand_in(call.layer, notes.moments_of_input(call))
         return y

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from jaxbn._core.batch_norm import batch_moments
 from jaxbn._core.merge import Accumulated, merge_into
@@ -51,6 +53,16 @@ def taking(notes: Notes) -> Iterator[None]:
 def current() -> Notes | None:
     """The notes of the trace that is under way in this thread, if any."""
     return _NOTES.get()
+
+
+def evaluates(call: Call, *, takes_arrays: bool) -> bool:
+    """Whether the running statistics normalize in this call of a batch norm, whatever the values of the arrays.
+
+    A layer that `takes_arrays` leaves the choice to the program wherever it is an array, even one that is known.
+    """
+    choice = call.args[1] if len(call.args) > 1 else call.kwargs.get("use_running_average")
+    choice = call.layer.use_running_average if choice is None else choice
+    return not isinstance(choice, jax.Array if takes_arrays else Tracer) and bool(choice)
 
 
 def moments_of_input(call: Call) -> Moments:

@@ -1,5 +1,7 @@
 """What cannot be folded says why, and what was given stays as it was."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxbn
+import jaxbn.linen
+import jaxbn.nnx
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 3)), jnp.float32)
 
@@ -74,6 +78,58 @@ def test_a_model_without_a_pair_lists_every_reason(variables):
 def test_training_arguments_are_refused(variables):
     with pytest.raises(ValueError, match="must be called with use_running_average=True, got False"):
         jaxbn.fold(Net(train=True), variables, X)
+
+
+class Chosen(nn.Module):
+    """The first evaluates, the second as the argument says, a flag or an array."""
+
+    layer: type
+
+    @nn.compact
+    def __call__(self, x, evaluate):
+        x = nn.relu(self.layer(True, name="a")(nn.Dense(4, name="first")(x)))
+        return self.layer(name="b")(nn.Dense(4, name="second")(x), evaluate)
+
+
+class NnxChosen(nnx.Module):
+    """The same."""
+
+    def __init__(self, layer):
+        rngs = nnx.Rngs(0)
+        self.first, self.second = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+        self.a, self.b = (layer(4, rngs=rngs) for _ in range(2))
+
+    def __call__(self, x, evaluate):
+        return self.b(self.second(nnx.relu(self.a(self.first(x), True))), evaluate)
+
+
+UNDECIDED = r"the program decides .*must be called with use_running_average=True, got an array, bool\[\]"
+
+
+def chosen(layer):
+    """A model and its variables, if it is one of linen."""
+    if issubclass(layer, nnx.Module):
+        return (NnxChosen(layer),)
+    return Chosen(layer), filled(jax.eval_shape(lambda: Chosen(layer).init(jax.random.key(0), X, True)))
+
+
+@pytest.mark.parametrize("layer", [jaxbn.linen.BatchNorm, jaxbn.nnx.BatchNorm], ids=["linen", "nnx"])
+@pytest.mark.parametrize("choice", [jnp.array(True), np.array(False)], ids=repr)
+def test_a_choice_that_is_an_array_is_an_obstacle(layer, choice):
+    mutable = {} if issubclass(layer, nnx.Module) else {"mutable": ["batch_stats"]}
+    pairs = jaxbn.foldable_pairs(*chosen(layer), X, choice, **mutable)
+    assert pairs == [("first", "a")]
+    assert re.search(UNDECIDED, pairs.left["b"])
+    with pytest.raises(ValueError, match=f"b: {UNDECIDED}"):
+        jaxbn.fold(*chosen(layer), X, choice, pairs=[("second", "b")], **mutable)
+
+
+@pytest.mark.parametrize("layer", [jaxbn.linen.BatchNorm, nn.BatchNorm, nnx.BatchNorm], ids=lambda c: c.__module__)
+@pytest.mark.parametrize("choice", [jnp.array(True), np.array(False)], ids=repr)
+def test_a_choice_that_is_an_array_where_the_model_cannot_run_with_one(layer, choice):
+    """Flax's layers need to know it, and linen's would write their statistics."""
+    with pytest.raises(ValueError, match=f"Folding is about evaluation: b: {UNDECIDED}"):
+        jaxbn.foldable_pairs(*chosen(layer), X, choice)
 
 
 def test_weights_that_are_normalized_themselves_are_refused():

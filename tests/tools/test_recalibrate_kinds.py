@@ -149,6 +149,38 @@ def test_a_forward_that_runs_again_for_an_axis_is_told_of_once():
     assert np.all(np.asarray(got["b"]["var"]) < 0.9)
 
 
+# A choice that is an array
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("mutable", [BOTH, ["batch_moments"], ["batch_stats"]], ids="+".join)
+def test_a_choice_that_is_part_of_the_batch_in_linen(mutable, train):
+    model, (params, stats) = jaxbn.linen.BatchNorm(), jaxbn.init(3)
+    forward = lambda v, b: model.apply(v, b[0], use_running_average=b[1], mutable=mutable)  # noqa: E731
+    got = jaxbn.recalibrate(forward, {"params": params, "batch_stats": stats}, [(x, np.array(not train)) for x in CUT])[
+        "batch_stats"
+    ]
+    assert_close({"a": got}, {"a": population(CUT)})
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_choice_that_is_part_of_the_batch_in_nnx(train):
+    model = jaxbn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    jaxbn.recalibrate(lambda m, b: m(*b), model, [(x, np.array(not train)) for x in CUT])
+    assert_close({"a": of_nnx(model)}, {"a": population(CUT)})
+
+
+@pytest.mark.parametrize("layer", LINEN, ids=IDS)
+def test_a_choice_that_is_an_array_with_a_known_value(layer):
+    assert_close({"a": of_linen(layer(jnp.array(False)))["batch_stats"]}, {"a": population(CUT)})
+
+
+def test_a_choice_that_is_an_array_needs_statistics_that_can_be_written():
+    """Whichever it is: the layer writes the statistics that the program chooses."""
+    with pytest.raises(ValueError, match=r"The batch norm layers_0 cannot train here, got collections that it may not"):
+        of_linen(nn.Sequential([jaxbn.linen.BatchNorm(jnp.array(True))]), mutable=["other"])
+
+
 # Modules that call functions
 
 

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 import jax
 from jax import lax
+from jax.core import Tracer
 
 from jaxbn._core.axes import feature_axes
+from jaxbn._core.checks import describe
 from jaxbn._tools.folding.flow import Call
 
 
@@ -17,7 +19,9 @@ def describe_batch_norm(
         use_running_average = module.use_running_average
     last = feature_axes(module.axis, x.ndim) == (x.ndim - 1,)
     obstacle = None if last else f"its feature axis is {module.axis} and not the last"
-    if not use_running_average:
+    if isinstance(use_running_average, Tracer):
+        obstacle = f"{UNDECIDED}, got an array, {describe(use_running_average)}"
+    elif not use_running_average:
         obstacle = f"{TRAINING}, got {use_running_average!r}"
     elif others:
         obstacle = f"it is called with {sorted(others)}"
@@ -34,17 +38,19 @@ def describe_batch_norm(
     )
 
 
-TRAINING = "it normalizes with the statistics of the batch: it must be called with use_running_average=True"
+EVALUATED = "it must be called with use_running_average=True"
+TRAINING = f"it normalizes with the statistics of the batch: {EVALUATED}"
+UNDECIDED = f"the program decides which statistics it normalizes with: {EVALUATED}"
 
 
 def check_evaluation(calls: Iterable[Call]) -> None:
-    """Checks that at least one of the batch norms among the calls normalizes with its running statistics.
+    """Checks that at least one of the batch norms among the calls normalizes with its running statistics for certain.
 
     Raises:
       ValueError: none does.
     """
     norms = [call for call in calls if call.is_batch_norm]
-    if norms and all((call.obstacle or "").startswith(TRAINING) for call in norms):
+    if norms and all((call.obstacle or "").startswith((TRAINING, UNDECIDED)) for call in norms):
         raise ValueError(
             f"Folding is about evaluation: {norms[0].path}: {norms[0].obstacle}; give `fold` the arguments with which "
             "the model evaluates (train=False, say)."

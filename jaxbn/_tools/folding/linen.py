@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.core import FrozenDict, freeze, meta, unfreeze
 from flax.errors import ModifyScopeVariableError
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.errors import TracerBoolConversionError
 
 from jaxbn._tools.folding import flow, layers
 from jaxbn._tools.folding.affine import Weights
@@ -52,8 +53,9 @@ class LinenModel:
 
         try:
             found = flow.find(trace(program, self._variables, self._arrays))
-        except ModifyScopeVariableError as error:  # a batch norm in training wants to write its statistics
-            layers.check_evaluation(seen)
+        except (ModifyScopeVariableError, TracerBoolConversionError) as error:
+            # The last one wants to write its statistics, or is Flax's, which needs to know whether it is in training.
+            layers.check_evaluation(seen[-1:])
             raise error
         numbers = jax.tree.unflatten(
             jax.tree.structure(self._variables), found.program.inputs[: len(jax.tree.leaves(self._variables))]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.errors import TracerBoolConversionError
 
 from jaxbn._tools.folding import flow, layers
 from jaxbn._tools.folding.affine import Weights
@@ -37,6 +38,7 @@ class NnxModel:
         copy.eval()
         graphdef, state = nnx.split(copy)
         numbers: dict[str, dict[str, int]] = {}
+        seen: list[flow.Call] = []
 
         def program(state, arrays):
             model = nnx.merge(graphdef, state)
@@ -45,10 +47,14 @@ class NnxModel:
                 traced = {k: v.get_raw_value() for k, v in _variables(module).items()}
                 places = {k: [i for i, leaf in enumerate(leaves) if leaf is v] for k, v in traced.items()}
                 numbers[path] = {k: i[0] for k, i in places.items() if i}
-                _mark_calls(path, module)
+                _mark_calls(path, module, seen)
             return model(*self._join(arrays), **self._kwargs)
 
-        found = flow.find(trace(program, state, self._arrays))
+        try:
+            found = flow.find(trace(program, state, self._arrays))
+        except TracerBoolConversionError as error:  # the last one is Flax's, which needs to know whether it trains
+            layers.check_evaluation(seen[-1:])
+            raise error
         return found, {p: {k: found.program.inputs[i] for k, i in w.items()} for p, w in numbers.items()}
 
     def weights(self) -> dict[str, Weights]:
@@ -77,8 +83,8 @@ def _variables(module: nnx.Module) -> dict[str, Any]:
     return {k: v for k, v in vars(module).items() if k in NAMES and isinstance(v, nnx.Variable)}
 
 
-def _mark_calls(path: str, module: nnx.Module) -> None:
-    """Marks the calls of a layer that folding knows: the calls of that class, whatever a subclass does around them.
+def _mark_calls(path: str, module: nnx.Module, seen: list[flow.Call]) -> None:
+    """Marks the calls of a layer that folding knows, and lists them: those of that class, whatever a subclass does.
 
     The module gets a class of its own, in whose method resolution order the marks come right before that class: both a
     call and `super()` look the method up there. The class stays with the module through jit and scan.
@@ -89,6 +95,7 @@ def _mark_calls(path: str, module: nnx.Module) -> None:
     def call(self, *args, **kwargs):
         x, rest, kwargs = split_input(args, kwargs)
         described = describe(path, self, x, *rest, **kwargs)
+        seen.append(described)
         return flow.marked(described, lambda x: known.__call__(self, x, *rest, **kwargs), x)
 
     marks = type(known.__name__, (known,), {"__call__": call})
