@@ -279,6 +279,12 @@ MUTANTS = [
         ("list(range(size)) or not all(canonical)", "list(range(size))"),
     ),
     *_in(
+        "_sync/mapped_axes",
+        _some("tools/test_recalibrate_kinds", "test_groups_of_an_axis_that_is_there_are_checked"),
+        ("name in _STAND_INS.get() and lax.axis_size(name) == 1", "name in _STAND_INS.get()"),
+        ("name in _STAND_INS.get() and lax.axis_size(name) == 1", "lax.axis_size(name) == 1"),
+    ),
+    *_in(
         "_sync/sharding",
         MESH,
         ("if spec[i] is None and a.shape[i - len(shape)] == shape[i]:", "if False:"),
@@ -712,8 +718,8 @@ MUTANTS = [
             "hand_in(module, notes.moments_of_input(call), None, noted)",
         ),
         (
-            "        old = written(module)\n        y = call.run(*call.args, **call.kwargs)\n",
-            "        y = call.run(*call.args, **call.kwargs)\n        old = written(module)\n",
+            "        old = written(module)\n        y = run_layer(call)\n",
+            "        y = run_layer(call)\n        old = written(module)\n",
         ),
         (" | {path: a.moments for path, a in both.items()}", ""),
     ),
@@ -734,13 +740,14 @@ MUTANTS = [
         ("not isinstance(choice, jax.Array if takes_arrays else Tracer)", "not isinstance(choice, Tracer)"),
         ('"mask": call.kwargs.get("mask")', '"mask": None'),
         ('"axis": call.layer.axis', '"axis": -1'),
-        ("tuple(name for name in names if _is_bound(name))", "()"),
+        ("tuple(name for name in axis_names(call.layer) if _is_bound(name))", "()"),
     ),
     *_in(
         "_models/unbound_axes",
         RECALIBRATE,
         ("error = error.__cause__ or error.__context__", "error = None"),
         ("if name is None or name in names:", "if name is None or names:"),
+        ("if groups is None or not stand_in(names):", "if True:"),
     ),
     *_in(
         "_models/watch",

@@ -14,6 +14,7 @@ from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.linen_scopes import MOMENTS, hidden_from, why_hidden
 from jaxbn._models.tree import Path, get_at, moments_by_path, nodes, path_name, set_at
+from jaxbn._models.unbound_axes import run_layer
 from jaxbn._models.watch import Call
 from jaxbn._tools.accumulate import zero_moments
 
@@ -36,7 +37,7 @@ def watch_layer(call: Call) -> Any:
             raise ValueError(f"The batch norm {path_name(call.path)} cannot train here, got {why_hidden(module)}.")
         # This replaces what jaxbn's module may have written there itself, which would be counted twice.
         old = written(module)
-        y = call.run(*call.args, **call.kwargs)
+        y = run_layer(call)
         hand_in(module, notes.moments_of_input(call), old, noted)
         return y
     y = call.run(*call.args, **call.kwargs)

@@ -14,6 +14,7 @@ from jaxbn._core.merge import Accumulated, zeros_of_layer
 from jaxbn._core.types import BatchStats, Moments
 from jaxbn._models import notes
 from jaxbn._models.tree import Path
+from jaxbn._models.unbound_axes import run_layer
 from jaxbn._models.watch import Call, modules_of, watch_nnx
 from jaxbn.nnx import BatchNorm
 
@@ -43,7 +44,7 @@ def _watch_layer(call: Call) -> Any:
     assert noted is not None
     if call.owner in (BatchNorm, nnx.BatchNorm):
         noted.calls.append((call.path, notes.evaluates(call, takes_arrays=call.owner is BatchNorm)))
-        y = call.run(*call.args, **call.kwargs)
+        y = run_layer(call)
         hand_in(call.layer, notes.moments_of_input(call))
         return y
     y = call.run(*call.args, **call.kwargs)

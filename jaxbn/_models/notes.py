@@ -1,7 +1,7 @@
 """What is noted while a model is watched for the moments of what enters its batch norms."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxbn._core.options import BatchOptions
 from jaxbn._core.step import moments_by_domain
 from jaxbn._core.types import Moments
 from jaxbn._models.tree import Path
+from jaxbn._models.unbound_axes import axis_names
 from jaxbn._models.watch import Call
 
 
@@ -71,9 +72,7 @@ def moments_of_input(call: Call) -> Moments:
     In evaluation a batch norm does not need its `axis_name` to be bound, and neither does this.
     """
     x = jnp.asarray(call.args[0] if call.args else call.kwargs["x"])
-    names = call.layer.axis_name
-    names = () if names is None else (names,) if isinstance(names, str) or not isinstance(names, Iterable) else names
-    bound = tuple(name for name in names if _is_bound(name))
+    bound = tuple(name for name in axis_names(call.layer) if _is_bound(name))
     options: BatchOptions = {"axis": call.layer.axis, "mask": call.kwargs.get("mask"), "axis_name": bound or None}
     domain = call.kwargs.get("domain")
     if domain is None:

@@ -1,8 +1,10 @@
 """Mapped axes: what the devices (or vmap lanes) of an `axis_name` tell each other, in one collective."""
 
+import contextlib
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,26 @@ from jax import lax
 from jaxbn._compat import as_varying, varying_axes
 from jaxbn._core.numbers import zero_unless
 from jaxbn._core.types import AxisIndexGroups, AxisName
+
+_STAND_INS: ContextVar[frozenset[str]] = ContextVar("stand_ins", default=frozenset())
+
+
+@contextlib.contextmanager
+def standing_in(name: str) -> Iterator[None]:
+    """Inside this context, which is inside the axis, that axis of size 1 stands in for a mapping that is not there."""
+    token = _STAND_INS.set(_STAND_INS.get() | {name})
+    try:
+        yield
+    finally:
+        _STAND_INS.reset(token)
+
+
+def stand_in(names: Iterable[str]) -> bool:
+    """Whether one of these axes stands in for another. Groups of its indices then have no meaning.
+
+    An axis of more than one member that a mapping inside binds under the same name is none.
+    """
+    return any(name in _STAND_INS.get() and lax.axis_size(name) == 1 for name in names)
 
 
 def check_axis_name(axis_name: AxisName | None, *, bound: bool = True) -> tuple[str, ...]:
@@ -53,6 +75,8 @@ def check_groups(
 ) -> tuple[tuple[int, ...], ...] | None:
     """The groups as tuples: a partition of the indices of the axis. Groups may be of unequal size.
 
+    There are none where an axis stands in for one that is not there: the whole batch is one group.
+
     Raises:
       ValueError: there is no axis to group, or the groups are not a partition of it.
       TypeError: the groups are no sequence of sequences of integers.
@@ -69,6 +93,8 @@ def check_groups(
         raise TypeError(f"`axis_index_groups` must be a sequence of sequences of integers, got {groups!r}.") from None
     if not bound:
         return canonical
+    if stand_in(names):
+        return None
     size = axis_size(names)
     if sorted(i for group in canonical for i in group) != list(range(size)) or not all(canonical):
         raise ValueError(

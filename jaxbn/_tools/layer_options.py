@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxbn._models.tree import path_name
-from jaxbn._models.unbound_axes import with_axes_bound
+from jaxbn._models.unbound_axes import run_layer, with_axes_bound
 from jaxbn._models.watch import Call, watch_linen
 from jaxbn._tools.batches import as_arrays
 from jaxbn._tools.checks import check_function, check_mapping
@@ -66,6 +66,7 @@ def layer_options(forward: Callable[[Any, Any], Any], variables: Mapping[str, An
             if call.owner in (BatchNorm, nn.BatchNorm) and call.method == "__call__":
                 options["momentum"][path_name(call.path)] = call.layer.momentum
                 options["unbiased"][path_name(call.path)] = getattr(call.layer, "unbiased", False)
+                return run_layer(call)
             return call.run(*call.args, **call.kwargs)
 
         def run(variables, batch):

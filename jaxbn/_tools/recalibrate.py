@@ -49,7 +49,7 @@ def recalibrate(
       forward: `forward(model, batch)`, run under `jax.jit`, as for `jaxbn.collect_moments`: with linen it returns what
         `apply(..., mutable=['batch_moments', 'batch_stats'])` returns, with nnx it calls the model, and a functional
         one returns `(y, moments)`. An axis name that is not bound here, because the model was trained on several
-        devices, is taken as an axis of size 1.
+        devices, is taken as an axis of size 1, and the batch as one group of its `axis_index_groups`.
       model: variables {'params': ..., 'batch_stats': ...}, or an nnx module.
       batches: pytrees of arrays, or of objects that convert to arrays (torch tensors, data frames). Batches of equal
         shapes share one compiled program.

@@ -384,6 +384,14 @@ def test_a_batch_norm_in_a_stack_without_the_entry_tells():
     Outer().apply(variables, x, mutable=["batch_stats"])
 
 
+@pytest.mark.parametrize("layer", [jaxbn.linen.BatchNorm, nn.BatchNorm], ids=["jaxbn", "flax"])
+def test_the_options_of_a_layer_with_groups_of_devices_that_are_not_there(layer):
+    model = layer(False, momentum=0.5, axis_name="devices", axis_index_groups=[[0, 1], [2, 3]])
+    variables = model.init(jax.random.key(0), MICROBATCHES[0])
+    options = layer_options(lambda v, x: model.apply(v, x, mutable=["batch_stats"]), variables, MICROBATCHES[0])
+    assert options["momentum"] == {".": 0.5}
+
+
 def test_wrong_trees_say_what_is_wrong():
     _, layer = jaxbn.init(2)
     with pytest.raises(TypeError, match="`batch_stats` must be a dict"):

@@ -312,6 +312,50 @@ def test_groups_of_devices_that_are_not_there_do_not_matter_in_evaluation():
     assert_close({"a": of_linen(model)["batch_stats"]}, {"a": population(CUT)})
 
 
+GROUPS = ((0, 1), (2, 3))
+
+
+@pytest.mark.parametrize("name", ["devices", ("hosts", "devices")], ids=str)
+@pytest.mark.parametrize("layer", [*LINEN, *NNX], ids=["jaxbn.linen", "flax.linen", "jaxbn.nnx", "flax.nnx"])
+def test_the_whole_batch_is_one_group_of_devices_that_are_not_there(layer, name):
+    if issubclass(layer, nnx.Module):
+        model = layer(3, axis_name=name, axis_index_groups=GROUPS, rngs=nnx.Rngs(0))
+        got = of_nnx(jaxbn.recalibrate(lambda m, x: m(x), model, CUT))
+        assert model.axis_index_groups == GROUPS
+    else:
+        got = of_linen(layer(False, axis_name=name, axis_index_groups=GROUPS))["batch_stats"]
+    assert_close({"a": got}, {"a": population(CUT)})
+
+
+def test_the_whole_batch_is_one_group_for_a_function_too():
+    def recalibrated(groups):
+        def forward(v, x):
+            options = {"axis_name": "devices", "axis_index_groups": groups}
+            return jaxbn.normalize_batch(v["params"], v["batch_stats"], x, **options)
+
+        params, stats = jaxbn.init(3)
+        return jaxbn.recalibrate(forward, {"params": params, "batch_stats": stats}, CUT)["batch_stats"]
+
+    assert_close({"a": recalibrated(GROUPS)}, {"a": population(CUT)})
+    with pytest.raises(TypeError, match="`axis_index_groups` must be a sequence of sequences of integers, got 3"):
+        recalibrated(3)
+
+
+@pytest.mark.parametrize(("size", "groups", "stands_in"), [(1, GROUPS, "another"), (4, ((0,),), "devices")])
+def test_groups_of_an_axis_that_is_there_are_checked(size, groups, stands_in):
+    """Also while another axis, or one of the same name around it, stands in for one that is not."""
+
+    def forward(_, x):
+        parts = jax.lax.psum(x, stands_in).reshape(size, -1, 3)
+        options = {"axis_name": "devices", "axis_index_groups": groups}
+        of_part = jax.vmap(lambda x: jaxbn.batch_moments(x, **options), axis_name="devices")(parts)
+        return None, jax.tree.map(lambda v: v[0], of_part)
+
+    params, stats = jaxbn.init(3)
+    with pytest.raises(ValueError, match=f"must be a partition of the {size} indices of "):
+        jaxbn.collect_moments(forward, {"params": params, "batch_stats": stats}, DATA)
+
+
 def test_an_axis_that_another_layer_needs_is_there_too():
     class Synced(nn.Module):
         @nn.compact
