@@ -64,7 +64,8 @@ def look_at_all(collector: Collector, batches: Iterable[Any]) -> list[Seen]:
     total = group.merged(total, number, _merge)
     if not number:
         raise ValueError("`batches` must hold at least one batch, got none. The statistics are as they were.")
-    if not any(np.any(seen.moments.count) for seen in total):
+    counts = [seen.moments.count for seen in total]
+    if any(c.size for c in counts) and not any(np.any(c) for c in counts):
         raise ValueError(
             f"`batches` must bring at least one example to a batch norm, got none in {number} batches: everything is "
             "masked, or `forward` does not call the model. The statistics are as they were."

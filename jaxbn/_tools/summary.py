@@ -1,6 +1,7 @@
 """What a person needs to find the sick batch norm of a model: as data, as a table and as a figure."""
 
 import io
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,9 +31,9 @@ class LayerSummary(NamedTuple):
     updates: int | None
     """of the running statistics so far; None where they are not counted"""
     smallest_var: float
-    """of the running variances, in the squared unit of the data"""
+    """of the running variances, in the squared unit of the data; NaN where there is no channel"""
     largest_var: float
-    """of the running variances, in the squared unit of the data"""
+    """of the running variances, likewise"""
     dead: int
     """channels that carry no information: a scale within 1e-3 of 0, or a running variance below epsilon"""
     not_finite: int
@@ -64,8 +65,7 @@ class Summary(list[LayerSummary]):
                 row.layer,
                 str(row.num_features),
                 "-" if row.updates is None else str(row.updates),
-                f"{row.smallest_var:.3g}",
-                f"{row.largest_var:.3g}",
+                *(f"{var:.3g}" if row.num_features else "-" for var in (row.smallest_var, row.largest_var)),
                 _cell(str(row.dead), row.dead > 0),
                 _cell(str(row.not_finite), row.not_finite > 0),
                 *("-" if d is None else _cell(f"{d:.1f} s.e.", d > FAR) for d in distances),
@@ -211,9 +211,9 @@ def _row(name: str, layer: Found, moments: Moments | None, epsilon: float) -> La
     return LayerSummary(
         layer=name,
         num_features=mean.size,
-        updates=int(stats["count"].max()) if "count" in stats else None,
-        smallest_var=float(var.min()),
-        largest_var=float(var.max()),
+        updates=int(stats["count"].max(initial=0)) if "count" in stats else None,
+        smallest_var=float(var.min()) if var.size else math.nan,
+        largest_var=float(var.max()) if var.size else math.nan,
         dead=int(dead.sum()),
         not_finite=int((~finite).sum()),
         mean_distance=distances[0],

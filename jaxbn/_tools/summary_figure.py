@@ -18,7 +18,7 @@ def draw(rows: Sequence["LayerSummary"], far: float) -> Figure:
     """One line for each layer, the first on top; what looks sick is red."""
     measured = any(row.mean_distance is not None for row in rows)
     panels = 3 if measured else 2
-    longest = max(len(row.layer) for row in rows)
+    longest = max((len(row.layer) for row in rows), default=0)
     figure = Figure(figsize=(2.6 * panels + 0.08 * longest + 0.6, 0.3 * len(rows) + 1.3), layout="constrained")
     axes = figure.subplots(1, panels, sharey=True)
     at = np.arange(len(rows))
@@ -36,6 +36,7 @@ def draw(rows: Sequence["LayerSummary"], far: float) -> Figure:
 
 
 def _draw_variances(axis, at, rows):
+    at = np.where([r.num_features for r in rows], at, np.nan)  # nothing for a layer without a channel
     smallest, largest = (
         np.clip(np.nan_to_num([getattr(r, name) for r in rows], nan=LARGEST, posinf=LARGEST), SMALLEST, LARGEST)
         for name in ("smallest_var", "largest_var")
@@ -45,13 +46,15 @@ def _draw_variances(axis, at, rows):
     for values in (smallest, largest):
         axis.scatter(values, at, c=colors, s=18, zorder=3)
     axis.set_xscale("log")
+    if np.all(np.isnan(at)):  # a logarithmic axis finds no limits of its own without data
+        axis.set_xlim(0.1, 10)
     axis.set_xlabel("running variance,\nsmallest to largest channel")
 
 
 def _draw_dead(axis, at, rows):
-    parts = [100 * r.dead / r.num_features for r in rows]
+    parts = [100 * r.dead / max(r.num_features, 1) for r in rows]
     axis.barh(at, parts, 0.6, color=SICK)
-    axis.set_xlim(0, max(10, *parts) * 1.05)
+    axis.set_xlim(0, max([10, *parts]) * 1.05)
     axis.set_xlabel("dead channels, %")
 
 

@@ -35,6 +35,14 @@ def test_a_data_set_without_a_valid_example_is_an_error(variables):
         )
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_layer_without_a_channel_has_none_that_lacks_an_example(sequential):
+    params, stats = jaxbn.init(0, use_count=True)
+    model = {"params": {"bn": params}, "batch_stats": {"bn": stats}}
+    got = jaxbn.recalibrate(forward, model, [X[:, :0]], sequential=sequential)["batch_stats"]["bn"]
+    assert {name: v.shape for name, v in got.items()} == dict.fromkeys(("mean", "var", "count"), (0,))
+
+
 def test_data_that_can_be_read_once_are_an_error_in_sequence(variables):
     with pytest.raises(ValueError, match=r"same batches each time it is iterated.*got list_iterator"):
         jaxbn.recalibrate(forward, variables, iter([X]), sequential=True)

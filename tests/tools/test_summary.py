@@ -171,6 +171,32 @@ def test_a_missing_package_is_named(model, package, monkeypatch):
         rows.table() if package == "rich" else rows.figure()
 
 
+@pytest.mark.parametrize("count", [{}, {"count": np.zeros(0, np.int32)}, {"count": np.int32(3)}], ids=str)
+def test_a_layer_without_a_channel_has_no_variances(model, count, tmp_path):
+    model["batch_stats"]["empty"] = {"mean": np.zeros(0), "var": np.ones(0)} | count
+    moments = {"empty": moments_of(4, [], []), HEALTHY: moments_of(4, [0] * 5, [1] * 5)}
+    rows = jaxbn.summary(model, moments)
+    row = next(row for row in rows if row.layer == "empty")
+    assert math.isnan(row.smallest_var)
+    assert math.isnan(row.largest_var)
+    updates = int(count["count"].max(initial=0)) if count else None
+    assert row._replace(smallest_var=0, largest_var=0) == ("empty", 0, updates, 0, 0, 0, 0, None, None)
+    line = next(line for line in str(rows).splitlines() if "empty" in line)
+    shown = "-" if updates is None else str(updates)
+    assert [cell.strip() for cell in line.split("│")[1:-1]] == ["empty", "0", shown, "-", "-", "0", "0", "-", "-"]
+    rows.figure().savefig(tmp_path / "summary.png")
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((2, 0), 2), ((0, 3), 0)], ids=str)
+def test_a_stack_without_channels_or_without_layers(shape, rows, tmp_path):
+    stats = {"mean": np.zeros(shape), "var": np.ones(shape)}
+    found = jaxbn.summary({"params": {}, "batch_stats": stats}, stacked=True)
+    assert [row.num_features for row in found] == [0] * rows
+    assert "Batch norms" in str(found)
+    found.figure().savefig(tmp_path / "summary.png")
+    assert len(jaxbn.summary({"params": {}, "batch_stats": stats})) == 1
+
+
 def test_moments_of_other_layers_or_shapes_are_an_error(model):
     with pytest.raises(ValueError, match=r"of the model, healthy, sick, got \['other'\] too"):
         jaxbn.summary(model, {"other": moments_of(1, [0], [0])})
