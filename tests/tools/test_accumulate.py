@@ -384,6 +384,83 @@ def test_a_batch_norm_in_a_stack_without_the_entry_tells():
     Outer().apply(variables, x, mutable=["batch_stats"])
 
 
+class Norm(nn.Module):
+    """Takes and returns what the body of a scan does."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        return jaxbn.linen.BatchNorm(use_running_average=False, name="bn")(x), None
+
+
+class Loop(nn.Module):
+    @nn.compact
+    def __call__(self, x, _=None):
+        def body(module, carry):
+            return carry[0] + 1, Norm(name="norm")(carry[1])[0]
+
+        if self.is_initializing():
+            return body(self, (0, x))[1], None
+        loop = nn.while_loop(lambda _, carry: carry[0] < 2, body, self, (0, x), carry_variables=["batch_stats"])
+        return loop[1], None
+
+
+AXES = {"params": 0, "batch_stats": 0}
+PASSED = ["params", "batch_stats"]
+SPLIT = {"split_rngs": {"params": True}, "length": 2}
+AS_STATS = "must have an entry 'batch_moments' like that of 'batch_stats'"
+ENTRIES = {
+    "scan": (nn.scan(Norm, AXES, **SPLIT), f"(nn.scan) that does not hand it on: `variable_axes` {AS_STATS}"),
+    "vmap": (
+        nn.vmap(Norm, AXES, split_rngs={"params": True}, in_axes=None, axis_size=2),
+        f"(nn.vmap) that does not hand it on: `variable_axes` {AS_STATS}",
+    ),
+    "while_loop": (Loop, f"inside Loop (nn.while_loop) that does not hand it on: `carry_variables` {AS_STATS}"),
+    "while_loop in a scan that hands it on": (
+        nn.scan(Loop, {**AXES, "batch_moments": 0}, **SPLIT),
+        f"inside Loop (nn.while_loop) that does not hand it on: `carry_variables` {AS_STATS}",
+    ),
+    "remat": (nn.remat(Norm, variables=PASSED), f"(nn.remat) that does not hand it on: `variables` {AS_STATS}"),
+    "jit": (nn.jit(Norm, variables=PASSED), f"(nn.jit) that does not hand it on: `variables` {AS_STATS}"),
+    "remat of a scan": (
+        nn.remat(nn.scan(Norm, AXES, **SPLIT)),
+        f"`variable_axes` {AS_STATS}, or `variables` {AS_STATS}",
+    ),
+    "map_variables": (
+        nn.map_variables(Norm, "batch_moments", mutable=False),
+        "(nn.map_variables) that does not hand it on: `mutable` must be True where 'batch_moments' is mapped",
+    ),
+}
+
+
+def what_is_missing(inside):
+    """The error of a step that accumulates, with this module inside another."""
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return inside(name="inside")(x, None)[0]
+
+    x = MICROBATCHES[0]
+    variables = Outer().init(jax.random.key(0), x)
+    given = {**variables, "batch_moments": jaxbn.zero_moments(variables["batch_stats"])}
+    with pytest.raises(ValueError, match="bn must be able to write 'batch_moments'") as error:
+        Outer().apply(given, x, mutable=["batch_stats", "batch_moments"])
+    return str(error.value).splitlines()[0]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_entry_that_is_missing_is_that_of_the_transformation(name):
+    inside, message = ENTRIES[name]
+    assert what_is_missing(inside).endswith(message)
+
+
+def test_where_flax_does_not_tell_the_transformation_both_entries_are_named(monkeypatch):
+    monkeypatch.setattr(linen_scopes, "_between", lambda *_: [])
+    message = what_is_missing(Loop)
+    assert "(nn.scan, nn.vmap, nn.while_loop)" in message
+    assert message.endswith(f"`variable_axes` {AS_STATS}, or `carry_variables` {AS_STATS}")
+
+
 @pytest.mark.parametrize("layer", [jaxbn.linen.BatchNorm, nn.BatchNorm], ids=["jaxbn", "flax"])
 def test_the_options_of_a_layer_with_groups_of_devices_that_are_not_there(layer):
     model = layer(False, momentum=0.5, axis_name="devices", axis_index_groups=[[0, 1], [2, 3]])
