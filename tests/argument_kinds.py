@@ -14,6 +14,7 @@ import jaxbn
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 VECTOR = np.ones(3, np.float32)
+KEYS = jax.random.split(jax.random.key(0), 3)
 PARAMS = {"scale": VECTOR, "bias": VECTOR}
 STATS = {"mean": 0 * VECTOR, "var": VECTOR}
 COUNTED = {**STATS, "count": np.zeros(3, np.int32)}
@@ -210,7 +211,8 @@ KINDS: dict[str, Kind] = {
     "model of weights": Kind([*MODEL.wrong, {"params": 3}, {"params": {"fc": {"kernel": "x"}}}]),
     "batch": Kind(["x", object(), nothing], [X]),
     "batches": Kind([None, "x", 3, 1.5, [], (), object(), nothing, np.float32(1)], [[X], (X, X), [X, X[:2]]]),
-    "counts": Kind(["x", 3, [1], [1, 2, 3], [[1, 2]], [-1, 2], [NAN, 1], [0, 0], [1j, 1], {}, object()], [None, [1,
+    "counts": Kind(["x", 3, [1], [1, 2, 3], [[1, 2]], [-1, 2], [NAN, 1], [0, 0], [1j, 1], {}, object(),
+        KEYS, Traced(KEYS)], [None, [1,
         2]]),
     "tree of batch_stats": Kind([None, "x", 3, object(), nothing, VECTOR], [STATS, {"a": STATS, "b": {"c": STATS}}]),
     "tree of moments": Kind(
@@ -264,11 +266,13 @@ KINDS: dict[str, Kind] = {
     ),
     "weights": Kind(["x", 3, 1.5, None, object(), nothing, {}, {"fc.weight": "x"}, {3: X}, [X]], []),
     "replicas": Kind(
-        [None, "x", 3, [], (), object(), nothing, VECTOR, [STATS, 3], [STATS, {}], [STATS, {"a": STATS}], {"mean": X}],
+        [None, "x", 3, [], (), object(), nothing, VECTOR, [STATS, 3], [STATS, {}], [STATS, {"a": STATS}], {"mean": X},
+            *([{**COUNTED, name: KEYS}] * 2 for name in COUNTED), {"mean": X, "var": X, "count": KEYS}],
         [[STATS], [STATS, STATS], {"mean": X, "var": X}, {"a": {"mean": X, "var": X}}],
     ),
     "moments of a summary": Kind(
-        ["x", 3, 1.5, object(), nothing, VECTOR, {"other": MOMENTS}, MOMENTS._replace(mean=X)], [None, MOMENTS]
+        ["x", 3, 1.5, object(), nothing, VECTOR, {"other": MOMENTS}, MOMENTS._replace(mean=X), KEYS,
+            *(MOMENTS._replace(**{name: KEYS}) for name in MOMENTS._fields)], [None, MOMENTS]
     ),
     "choice or None": Kind([v for v in FLAG.wrong[:-1] if v is not None], [True, False, None, Traced(True)]),
     "features of x": Kind(["3", None, -1, 2.5, 3.0, [3], (3, -1), (3, 1.5), True, NAN, {}, object(), nothing], [3,

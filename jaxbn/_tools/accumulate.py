@@ -18,6 +18,7 @@ from jaxbn._core.numbers import as_complex_as
 from jaxbn._core.state import update_batch_stats
 from jaxbn._core.types import Moments, Momentum
 from jaxbn._models.tree import DROPPED, Path, is_batch_stats, is_moments, map_layers, moments_by_path, nodes, path_name
+from jaxbn._tools.checks import check_layer
 
 
 def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
       donated. Nodes of other layers are left out; in a list, an empty dict keeps their place.
 
     Raises:
-      TypeError: `batch_stats` is not a dict, list or tuple.
+      TypeError: `batch_stats` is not a dict, list or tuple, or a layer holds something else than arrays of numbers.
 
     Example:
       >>> import jax, jaxbn
@@ -44,7 +45,12 @@ def zero_moments(batch_stats: Mapping[str, Any]) -> dict[str, Any]:
       ([0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
     """
     check_tree(batch_stats, "batch_stats")
-    zeros = map_layers(batch_stats, lambda _, s: zeros_of_layer(s["mean"])._asdict(), lambda *_: DROPPED)
+
+    def zeros_of(path: Path, stats: Mapping[str, Any]) -> dict[str, jax.Array]:
+        check_layer(stats, "batch_stats", path)
+        return zeros_of_layer(stats["mean"])._asdict()
+
+    zeros = map_layers(batch_stats, zeros_of, lambda *_: DROPPED)
     return {} if zeros is DROPPED else zeros
 
 

@@ -11,10 +11,10 @@ from jax.core import Tracer
 from jaxbn._core.checks import check_array, describe
 from jaxbn._core.merge import merge_stacked
 from jaxbn._core.types import Moments
-from jaxbn._models.tree import Path, map_layers, path_name
+from jaxbn._models.tree import Path, map_layers, path_name, plain_path
 from jaxbn._sync.sharding import stack
 from jaxbn._tools.accumulate import check_tree
-from jaxbn._tools.checks import check_iterable
+from jaxbn._tools.checks import check_iterable, check_layer, check_numbers
 
 
 def merge_batch_stats(
@@ -36,7 +36,8 @@ def merge_batch_stats(
     Raises:
       ValueError: there is no replica, they differ in layers or shapes, or `counts` does not hold one number >= 0 for
         each.
-      TypeError: `batch_stats` is neither a dict of layers nor a sequence of these.
+      TypeError: `batch_stats` is neither a dict of layers nor a sequence of these, or a layer holds something else than
+        arrays of numbers; or `counts` are random keys.
 
     References:
       Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
@@ -55,7 +56,8 @@ def merge_batch_stats(
         check_iterable(batch_stats, "batch_stats", "be a dict of layers, or a sequence of these, one for each replica")
         batch_stats = _stacked(list(batch_stats))
 
-    def merge(_, layer: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def merge(path: Path, layer: Mapping[str, Any]) -> dict[str, jax.Array]:
+        check_layer(layer, "batch_stats", path)
         mean, var = (check_array(layer[name], f"batch_stats[{name!r}]") for name in ("mean", "var"))
         if mean.ndim < 1 or mean.shape != var.shape:
             raise ValueError(
@@ -88,7 +90,7 @@ def _stacked(replicas: list[Any]) -> Any:
         raise ValueError("`batch_stats` must hold at least one replica, got none.")
     for replica in replicas:
         check_tree(replica, "batch_stats")
-    shapes = [jax.tree.map(lambda v: jnp.shape(check_array(v, "batch_stats")), replica) for replica in replicas]
+    shapes = [jax.tree_util.tree_map_with_path(_shape, replica) for replica in replicas]
     other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
     if other is not None:
         raise ValueError(
@@ -98,9 +100,17 @@ def _stacked(replicas: list[Any]) -> Any:
     return jax.tree.map(lambda *values: stack(*map(jnp.asarray, values)), *replicas)
 
 
+def _shape(keys, leaf: Any) -> tuple[int, ...]:
+    check_numbers(leaf, "batch_stats", plain_path(keys))
+    return jnp.shape(check_array(leaf, "batch_stats"))
+
+
 def _check_counts(counts: jax.Array) -> None:
+    rule = "`counts` must be numbers >= 0, finite and not all 0"
+    if isinstance(counts, jax.Array) and jnp.issubdtype(counts.dtype, jax.dtypes.extended):  # random keys
+        raise TypeError(f"{rule}, got {describe(counts)}.")
     if isinstance(counts, Tracer):
         return
     values = np.asarray(counts)
     if values.dtype.kind not in "iuf" or not (np.all(values >= 0) and np.all(np.isfinite(values)) and values.any()):
-        raise ValueError(f"`counts` must be numbers >= 0, finite and not all 0, got {values.tolist()}.")
+        raise ValueError(f"{rule}, got {values.tolist()}.")

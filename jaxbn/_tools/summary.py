@@ -11,7 +11,8 @@ import numpy as np
 from jaxbn._core import checks, rules
 from jaxbn._core.types import Moments
 from jaxbn._models.find import Found, find_batch_norms
-from jaxbn._models.tree import moments_by_path, path_name
+from jaxbn._models.tree import Path, moments_by_path, path_name
+from jaxbn._tools.checks import check_layer, check_numbers
 from jaxbn._tools.optional import load
 
 DEAD_SCALE = 1e-3
@@ -113,7 +114,7 @@ def summary(
     Raises:
       ValueError: the model has no batch norm; the moments belong to different layers or have different shapes;
         `epsilon` is not positive; or with that many feature axes a scale or bias is not of its statistics.
-      TypeError: `model` is none of the above.
+      TypeError: `model` is none of the above, or it or `moments` hold something else than arrays of numbers.
 
     References:
       Standard error of a variance: Kenney & Keeping 1951, "Mathematics of statistics", part 2, section 7.6: for n
@@ -154,8 +155,12 @@ def summary(
     rows = Summary()
     for path, layer in found.items():
         name, of_batch = path_name(path), by_path.get(path)
+        check_layer(layer.batch_stats, "model", path)
+        for param, v in layer.params.items():
+            if v is not None:
+                check_numbers(v, "model", (*path, param))
         if of_batch is not None:
-            _check_moments(name, of_batch, layer)
+            _check_moments(path, of_batch, layer)
         shape = np.shape(layer.batch_stats["mean"])
         num_stacked = max(len(shape) - num_features, 0) if stacked else 0
         for param, v in layer.params.items() if stacked else ():
@@ -193,11 +198,14 @@ def _by_path(moments: Any) -> dict[Any, Moments]:
     return found
 
 
-def _check_moments(name: str, moments: Moments, layer: Found) -> None:
+def _check_moments(path: Path, moments: Moments, layer: Found) -> None:
+    if isinstance(moments, tuple):
+        for name, v in zip(Moments._fields, moments, strict=False):
+            check_numbers(v, "moments", (*path, name))
     try:
         rules.check_moments(moments, {"mean": layer.batch_stats["mean"]})
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"{path_name(path)}: {error}") from None
 
 
 def _row(name: str, layer: Found, moments: Moments | None, epsilon: float) -> LayerSummary:

@@ -473,6 +473,13 @@ def test_wrong_trees_say_what_is_wrong():
     _, layer = jaxbn.init(2)
     with pytest.raises(TypeError, match="`batch_stats` must be a dict"):
         jaxbn.zero_moments(jnp.ones(2))
+    for name in layer:
+        with pytest.raises(
+            TypeError, match=rf"`batch_stats` must hold arrays of numbers, got key<\w+>\[\] at bn/{name}"
+        ):
+            jaxbn.zero_moments({"bn": {**layer, name: jax.random.key(0)}})
+    with pytest.raises(TypeError, match=r"`batch_stats` must hold arrays of numbers, got key<\w+>\[2\] at mean"):
+        jax.jit(lambda keys: jaxbn.zero_moments({**layer, "mean": keys}))(jax.random.split(jax.random.key(0)))
     with pytest.raises(ValueError, match=r"layers of `batch_stats` only, \['bn'\], got \['other'\]"):
         jaxbn.commit_moments({"bn": layer}, {"other": jaxbn.zero_moments(layer)}, momentum=0.5)
     with pytest.raises(ValueError, match="'count', 'mean' and 'var'"):

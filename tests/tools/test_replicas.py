@@ -57,6 +57,22 @@ def test_wrong_replicas_are_errors():
         jaxbn.merge_batch_stats([of_replica(X[0]), of_replica(X[0]) | {"var": jnp.ones(3)}])
 
 
+@pytest.mark.parametrize("value", [jax.random.key(0), np.array(["a"] * 4), "x"], ids=["key", "texts", "text"])
+@pytest.mark.parametrize("name", ["mean", "var", "count"])
+def test_what_is_no_array_of_numbers_is_an_error_that_says_where(name, value):
+    state = {"bn": of_replica(X[0]) | {"count": jnp.int32(1)} | {name: value}}
+    for batch_stats in [state, state], {"blocks": [state]}:
+        with pytest.raises(TypeError, match=f"`batch_stats` must hold arrays of numbers, got .* at .*bn/{name}"):
+            jaxbn.merge_batch_stats(batch_stats)
+
+
+def test_random_keys_are_no_counts():
+    keys = jax.random.split(jax.random.key(0))
+    for run in jax.jit, lambda f: f:
+        with pytest.raises(TypeError, match=r"`counts` must be numbers >= 0, .* got key<\w+>\[2\]"):
+            run(lambda keys: jaxbn.merge_batch_stats([of_replica(x) for x in X[:2]], counts=keys))(keys)
+
+
 @pytest.mark.parametrize("counts", [[-1, 2], [0, 0], [np.nan, 1.0], [np.inf, 1.0], [True, True], "ab"])
 def test_counts_that_are_no_numbers_of_examples_are_errors(counts):
     with pytest.raises(ValueError, match="numbers >= 0, finite and not all 0, got"):

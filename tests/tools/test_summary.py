@@ -204,6 +204,30 @@ def test_moments_of_other_layers_or_shapes_are_an_error(model):
         jaxbn.summary(model, {HEALTHY: moments_of(1, [0], [0])})
 
 
+@pytest.mark.parametrize(
+    ("collection", "name"), [("params", "scale"), ("batch_stats", "var"), ("batch_stats", "count")]
+)
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (jax.random.key(0), r"key<\w+>\[\]"),
+        (jax.random.split(jax.random.key(0), 5), r"key<\w+>\[5\]"),
+        (np.array(["a"] * 5), "ndarray of <U1"),
+        (np.full(5, "2020-01-01", "datetime64[D]"), r"ndarray of datetime64\[D\]"),
+        ([[1.0], [2.0, 3.0]], "list"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_array_of_numbers_is_an_error_that_says_where(model, collection, name, value, got):
+    model[collection][SICK][name] = value
+    with pytest.raises(TypeError, match=f"`model` must hold arrays of numbers, got {got} at sick/{name}"):
+        jaxbn.summary(model)
+    moments = {HEALTHY: moments_of(1, [0] * 5, [1] * 5)._replace(var=value)}
+    del model[collection][SICK][name], model["batch_stats"][SICK]
+    with pytest.raises(TypeError, match=f"`moments` must hold arrays of numbers, got {got} at healthy/var"):
+        jaxbn.summary(model, moments)
+
+
 def test_importing_jaxbn_imports_nothing_optional():
     code = "import sys, jaxbn; print([m for m in ('flax', 'rich', 'matplotlib', 'optax', 'orbax') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
