@@ -350,7 +350,9 @@ MUTANTS = [
         ("if not 0 <= number <= 1:", "if not 0 <= number:"),
         ("if residual.shape != x.shape or residual.dtype != dtype:", "if residual.shape != x.shape:"),
         ("if size < 1 or examples % size:", "if size < 1:"),
-        ("if mask.dtype != bool and np.any(values_of(mask, given) < 0):", "if False:"),
+        ("if mask.dtype != bool and not np.all((weights >= 0) & np.isfinite(weights)):", "if False:"),
+        ("np.all((weights >= 0) & np.isfinite(weights))", "np.all(weights >= 0)"),
+        ("np.all((weights >= 0) & np.isfinite(weights))", "np.all(np.isfinite(weights))"),
         ("if np.any(values_of(value, given) < 0):", "if False:"),
     ),
     *_in(
