@@ -43,8 +43,9 @@ def batch_norm(
         program, each with its own results and derivatives; it must be the same on all devices of `axis_name`.
       axis: the feature axis or axes.
       momentum: weight of the old statistics, in [0, 1]: a number, a traced scalar, a callable of a channel's count []
-        of updates so far, or `None` for the exact cumulative average. The last two need `batch_stats['count']`.
-      epsilon: added to the variance, >= 0, in the unit of the variance.
+        of updates so far, or `None` for the exact cumulative average. The last two need `batch_stats['count']`. A
+        Python number is part of the program: outside `jit`, each new one compiles it again, and an array does not.
+      epsilon: added to the variance, >= 0, in the unit of the variance; a number known at trace time.
       dtype: dtype of `y`. None means that of `x`.
       mask: boolean (True counts) or non-negative weights; broadcasts to `x`. It is a constant: no gradient flows into
         it. Values that it leaves out are normalized like the rest (a non-finite one as if it were 0) and have no effect
