@@ -304,7 +304,7 @@ MUTANTS = [
         ("of_lane = two_reads if has_mask else near_some_rows", "of_lane = near_some_rows"),
         ("lanes = math.gcd(size, program.pieces)", "lanes = 1"),
         ("return jnp.where(jnp.isfinite(pivot), pivot, jnp.zeros_like(pivot))", "return pivot"),
-        ("return of_three(of_three(*rows[:3]), rows[3], of_three(*rows[4:]))", "return rows.mean(0)"),
+        ("jnp.clip(v - centre, -far, far)", "v - centre"),
         ("index[a] = (2 * places + 1) * x.shape[a] // 14", "index[a] = np.full(7, x.shape[a] // 2)"),
     ),
     *_in(
